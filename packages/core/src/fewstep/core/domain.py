@@ -1,0 +1,68 @@
+"""What a domain plugs in: where samples come from, who the teacher is, how one looks at a student.
+
+A domain is found through the entry-point group ``fewstep.domains``; installing its package is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from fewstep.core.denoiser import Cond, Denoiser
+from fewstep.core.process import Process
+from fewstep.core.recipe import Actors, Batch, RoleSpec, StepPlan
+from fewstep.core.rng import Rng
+
+
+@runtime_checkable
+class DataSource(Protocol):
+    """Clean samples and conditions; a batch is a function of the step, so a resumed run needs no loader state."""
+
+    def __len__(self) -> int:
+        """Return the number of samples (0 for endless, data-free sources)."""
+
+    def batch(self, rng: Rng, device: torch.device | str) -> Batch:
+        """Return the samples of ``rng.ids`` at ``rng.step``: deterministic, whatever ran before."""
+
+
+SampleFn = Callable[[int], tuple[Tensor, Cond]]
+"""Draws ``n`` samples under evaluation conditions: returns the samples "n *d" and their conditions."""
+
+
+@dataclass
+class Problem:
+    """A domain's answer to a config: the actors a recipe needs, data, and ways of looking at the student."""
+
+    actors: Actors
+    data: DataSource
+    conditions: Callable[[int, int], Cond]
+    """Evaluation conditions: ``(n, seed)`` to a condition of ``n`` samples, balanced and fixed."""
+    evaluate: Callable[[Tensor, Cond], dict[str, float]]
+    """Metrics of samples "n *d" made under conditions, against the domain's reference."""
+    render: Callable[[Sequence[tuple[str, Tensor]], Path], Path]
+    """Writes labelled rows of samples as one picture next to the given stem; returns the file written."""
+    export: Callable[[Denoiser, StepPlan, Path, Mapping[str, Any]], None]
+    """Writes the student as a standard artefact into a folder; the mapping goes into its card."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """Facts for the report: the metric's protocol, the teacher's origin."""
+
+
+@runtime_checkable
+class Domain(Protocol):
+    """A domain plug-in; ``config_type`` is a dataclass, ``configs`` the folder of its shipped YAML files."""
+
+    name: str
+    summary: str
+    config_type: type
+    configs: Path
+
+    def build(self, config: Any, specs: Sequence[RoleSpec], seed: int, device: torch.device | str) -> Problem:
+        """Return the problem with every role of ``specs`` built; UserError for what the domain cannot give."""
+
+    def process(self, config: Any) -> Process:
+        """Return the process of the configured teacher without loading it."""

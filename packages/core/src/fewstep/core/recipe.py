@@ -1,0 +1,197 @@
+"""What a distillation method is: roles, phases, and a loss per phase. No optimizer, no device, no file, no logger.
+
+The loop (:mod:`fewstep.core.training`) reads a recipe and does the rest. To write a recipe: subclass :class:`Recipe`, declare
+``role_specs`` and ``phases``, and write ``loss``. Every random number comes from the ``rng`` passed in.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fewstep.core.denoiser import Backbone, Cond, Denoiser, NetworkDenoiser, batch_of
+from fewstep.core.errors import UserError
+from fewstep.core.process import Process
+from fewstep.core.rng import Rng
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the data gives one step: a condition, and clean samples "b *d" where the domain has them."""
+
+    size: int
+    cond: Cond = field(default_factory=dict)
+    x0: Tensor | None = None
+    device: torch.device | str = "cpu"
+
+    def select(self, start: int, stop: int) -> Batch:
+        """Return a slice of the samples (a micro-batch)."""
+        x0 = None if self.x0 is None else self.x0[start:stop]
+        return Batch(stop - start, batch_of(self.cond, start, stop), x0, self.device)
+
+    def clean_samples(self, who: str) -> Tensor:
+        """Return ``x0``; UserError naming the recipe when the domain gives none."""
+        if self.x0 is None:
+            raise UserError(f"recipe '{who}' needs clean samples and this data has none: use a data-free recipe or give data")
+        return self.x0
+
+
+@dataclass(frozen=True)
+class RoleSpec:
+    """A network a recipe needs.
+
+    ``kind``: a denoiser, or a discriminator on features of a denoiser. ``init``: a copy of the teacher, fresh weights, or the
+    frozen teacher itself. ``extras``: additional network inputs ("guidance", "end_time"). ``ema``: keep an EMA copy that
+    samples and is exported. ``features_of``: the denoiser role whose features a discriminator reads.
+    """
+
+    name: str
+    kind: Literal["denoiser", "discriminator"] = "denoiser"
+    init: Literal["teacher", "fresh", "frozen"] = "teacher"
+    extras: tuple[str, ...] = ()
+    ema: bool = False
+    features_of: str = ""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimizer update: which roles it trains, on every ``every``-th step, not before step ``start``.
+
+    Steps count from 0; the phase runs when ``step >= start`` and ``(step + 1) % every == 0``.
+    """
+
+    name: str
+    trains: tuple[str, ...]
+    every: int = 1
+    start: int = 0
+
+    def due(self, step: int) -> bool:
+        """Return whether the phase runs at ``step``."""
+        return step >= self.start and (step + 1) % self.every == 0
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Named per-sample losses "b" with weights, and per-sample quantities to log.
+
+    What is minimised is the batch mean of ``sum_i weight_i term_i``.
+    """
+
+    terms: Mapping[str, Float[Tensor, " b"]]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Float[Tensor, " b"]] = field(default_factory=dict)
+
+    def total(self) -> Float[Tensor, " b"]:
+        """Return the weighted sum, one value per sample."""
+        parts = [self.weights.get(name, 1.0) * value for name, value in self.terms.items()]
+        return torch.stack(parts).sum(0)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How a student samples: its times, noisiest first, and how it moves between them.
+
+    ``mode``: ``renoise`` (predict x0, add fresh noise at the next time), ``deterministic`` (DDIM step to the next time) or
+    ``jump`` (DDIM jump to ``(1 - gamma)`` of the next time, then noise up to it: TCD).
+    ``extras``: constant condition entries given at every step (e.g. an embedded guidance scale).
+    """
+
+    times: tuple[float, ...]
+    mode: Literal["renoise", "deterministic", "jump"] = "renoise"
+    gamma: float = 0.0
+    extras: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Actors:
+    """Everything a recipe plays with: built by a domain, or by hand in one's own loop.
+
+    ``roles``: denoisers (and discriminators) by name; ``student`` and usually ``teacher`` are among them.
+    ``shape``: of one sample. ``generate``: for domains whose student is not a denoiser (a scene that is rendered): maps
+    ``(batch, rng)`` to teacher-space samples with gradient and the condition they are to be judged under.
+    """
+
+    roles: dict[str, Any]
+    process: Process
+    shape: tuple[int, ...]
+    generate: Callable[[Batch, Rng], tuple[Tensor, Cond]] | None = None
+
+    def denoiser(self, name: str) -> Denoiser:
+        """Return a denoiser role; UserError when it is absent or something else."""
+        role = self.roles.get(name)
+        if not isinstance(role, Denoiser):
+            raise UserError(f"role '{name}' must be a denoiser here; this domain gives {sorted(self.roles)}")
+        return role
+
+    def module(self, name: str) -> nn.Module:
+        """Return the module that holds a role's parameters."""
+        role = self.roles.get(name)
+        if isinstance(role, NetworkDenoiser):
+            return role.backbone
+        if isinstance(role, nn.Module):
+            return role
+        raise UserError(f"role '{name}' has no parameters to train; this domain gives {sorted(self.roles)}")
+
+
+class Recipe(ABC):
+    """A method bound to its actors. ``config`` is a frozen dataclass of the recipe's own settings."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    summary: ClassVar[str]
+    config_type: ClassVar[type]
+
+    def __init__(self, config: Any, actors: Actors) -> None:
+        self.config, self.actors = config, actors
+        for spec in self.role_specs(config):
+            if spec.name not in actors.roles and not (spec.name == "student" and actors.generate is not None):
+                raise UserError(f"recipe '{self.name}' needs a role '{spec.name}'; this domain gives {sorted(actors.roles)}")
+
+    @classmethod
+    @abstractmethod
+    def role_specs(cls, config: Any) -> tuple[RoleSpec, ...]:
+        """Return the roles needed under ``config``."""
+
+    @classmethod
+    @abstractmethod
+    def phases(cls, config: Any) -> tuple[Phase, ...]:
+        """Return the phases, in the order they run within a step."""
+
+    @abstractmethod
+    def loss(self, phase: str, batch: Batch, rng: Rng, step: int) -> LossTerms:
+        """Return the loss of one phase on one (micro-)batch."""
+
+    @classmethod
+    @abstractmethod
+    def plan(cls, config: Any, process: Process, num_steps: int) -> StepPlan:
+        """Return how the trained student samples in ``num_steps``; UserError when it was not made for that many."""
+
+    def after_step(self, step: int) -> None:  # noqa: B027 (most recipes have nothing to do)
+        """Do what the method does between steps (move an EMA target, promote a student); called once all phases ran."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return tensors that belong in a checkpoint besides networks and optimizers (restored by ``load_state``)."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`state` gave; UserError when something is missing."""
+        if state:
+            raise UserError(f"recipe '{self.name}' keeps no state, but the checkpoint has {sorted(state)}")
+
+
+__all__ = [
+    "Actors",
+    "Backbone",
+    "Batch",
+    "LossTerms",
+    "Phase",
+    "Recipe",
+    "RoleSpec",
+    "StepPlan",
+]
