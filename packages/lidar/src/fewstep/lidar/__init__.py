@@ -1,0 +1,1 @@
+"""The lidar domain of fewstep: installed and listed, no recipes yet."""

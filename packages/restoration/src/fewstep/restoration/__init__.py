@@ -1,0 +1,1 @@
+"""The restoration domain of fewstep: installed and listed, no recipes yet."""

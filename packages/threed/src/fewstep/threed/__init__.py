@@ -1,0 +1,1 @@
+"""The threed domain of fewstep: installed and listed, no recipes yet."""

@@ -1,0 +1,1 @@
+"""The video domain of fewstep: installed and listed, no recipes yet."""
