@@ -35,7 +35,7 @@ format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 docs: $(READY)  ## the documentation as a site, in site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 constraints:  ## resolve constraints.txt anew, for every supported Python and platform
 	$(PYTHON) -m venv .venv-uv

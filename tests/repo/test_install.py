@@ -1,0 +1,85 @@
+"""One domain alone, installed into an empty virtual environment: nothing of the others comes along."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from repo.sources import ROOT
+
+pytestmark = pytest.mark.slow
+
+ABSENT = (
+    "fewstep.video",
+    "fewstep.threed",
+    "fewstep.restoration",
+    "gsplat",
+    "nerfstudio",
+    "trimesh",
+    "decord",
+    "av",
+    "pytest",
+)
+PRESENT = ("fewstep.core", "fewstep.lidar", "torch", "diffusers")
+PROBE = """
+import importlib.util, json, sys
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        found[name] = False
+print(json.dumps(found))
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A copy of the repository without what earlier builds left in it."""
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    left = shutil.ignore_patterns("build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT / "packages", copy / "packages", ignore=left)
+    for name in ("pyproject.toml", "setup.py", "constraints.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    return copy
+
+
+@pytest.mark.parametrize(
+    "requirements", [("./packages/core", "./packages/lidar"), (".[lidar]",)], ids=["folders", "extra"]
+)
+def test_one_domain_alone(requirements, checkout, tmp_path):
+    created = run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    assert created.returncode == 0, created.stderr
+    binaries = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    python = binaries / "python"
+
+    pip = (python, "-m", "pip", "--disable-pip-version-check")
+    installed = run(*pip, "install", "--quiet", "-c", "constraints.txt", *requirements, cwd=checkout)
+    assert installed.returncode == 0, installed.stderr
+    checked = run(*pip, "check", cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout
+
+    found = json.loads(run(python, "-c", PROBE, *ABSENT, *PRESENT, cwd=tmp_path).stdout)
+    assert found == {name: name in PRESENT for name in (*ABSENT, *PRESENT)}
+
+    listed = run(binaries / "fewstep", "list", cwd=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert "image" in listed.stdout
+    assert "lidar" in listed.stdout
+    assert "threed" not in listed.stdout
+
+    honest = run(binaries / "fewstep-lidar", cwd=tmp_path)
+    assert honest.returncode == 2
+    assert honest.stderr.count("\n") == 1
+    assert "no recipes yet" in honest.stderr
