@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,15 +56,20 @@ def checkout(tmp_path) -> Path:
     return copy
 
 
+@pytest.fixture
+def environment(tmp_path) -> Iterator[Path]:
+    """The folder of programs of an empty virtual environment; removed at once, it takes more than a gigabyte."""
+    created = run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    assert created.returncode == 0, created.stderr
+    yield tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    shutil.rmtree(tmp_path / "venv")
+
+
 @pytest.mark.parametrize(
     "requirements", [("./packages/core", "./packages/lidar"), (".[lidar]",)], ids=["folders", "extra"]
 )
-def test_one_domain_alone(requirements, checkout, tmp_path):
-    created = run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
-    assert created.returncode == 0, created.stderr
-    binaries = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
-    python = binaries / "python"
-
+def test_one_domain_alone(requirements, checkout, environment, tmp_path):
+    python = environment / "python"
     pip = (python, "-m", "pip", "--disable-pip-version-check")
     installed = run(*pip, "install", "--quiet", "-c", "constraints.txt", *requirements, cwd=checkout)
     assert installed.returncode == 0, installed.stderr
@@ -73,13 +79,13 @@ def test_one_domain_alone(requirements, checkout, tmp_path):
     found = json.loads(run(python, "-c", PROBE, *ABSENT, *PRESENT, cwd=tmp_path).stdout)
     assert found == {name: name in PRESENT for name in (*ABSENT, *PRESENT)}
 
-    listed = run(binaries / "fewstep", "list", cwd=tmp_path)
+    listed = run(environment / "fewstep", "list", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
     assert "image" in listed.stdout
     assert "lidar" in listed.stdout
     assert "threed" not in listed.stdout
 
-    honest = run(binaries / "fewstep-lidar", cwd=tmp_path)
+    honest = run(environment / "fewstep-lidar", cwd=tmp_path)
     assert honest.returncode == 2
     assert honest.stderr.count("\n") == 1
     assert "no recipes yet" in honest.stderr
