@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := packages/core packages/video packages/threed packages/restoration packages/lidar
 OUT ?= runs/demo
-# The tests are many small tensor programs: one thread each, one worker per core, is faster than threads inside them.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# The tests are many small tensor programs: one worker per core beats threads inside them. A file stays on one worker,
+# for what its tests share. JOBS=0 runs everything in one process.
+JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint format docs constraints clean
@@ -25,7 +27,7 @@ test: $(READY)  ## the tests that CI runs; PYTEST_ARGS="-k name" is passed on
 test-slow: $(READY)  ## the long tests: packages installed into empty virtual environments, longer trainings
 	$(PYTEST) -m "slow and not gpu and not hub" $(PYTEST_ARGS)
 
-lint: $(READY)  ## ruff (rules and format) and mypy --strict on core
+lint: $(READY)  ## ruff (rules and format) and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
