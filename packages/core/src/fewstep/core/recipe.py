@@ -1,7 +1,7 @@
 """What a distillation method is: roles, phases, and a loss per phase. No optimizer, no device, no file, no logger.
 
-The loop (:mod:`fewstep.core.training`) reads a recipe and does the rest. To write a recipe: subclass :class:`Recipe`, declare
-``role_specs`` and ``phases``, and write ``loss``. Every random number comes from the ``rng`` passed in.
+The loop (:mod:`fewstep.core.training`) reads a recipe and does the rest. To write a recipe: subclass :class:`Recipe`,
+declare ``role_specs`` and ``phases``, and write ``loss``. Every random number comes from the ``rng`` passed in.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Batch:
     def clean_samples(self, who: str) -> Tensor:
         """Return ``x0``; UserError naming the recipe when the domain gives none."""
         if self.x0 is None:
-            raise UserError(f"recipe '{who}' needs clean samples and this data has none: use a data-free recipe or give data")
+            raise UserError(
+                f"recipe '{who}' needs clean samples and this data has none: use a data-free recipe or give data"
+            )
         return self.x0
 
 
@@ -46,17 +48,20 @@ class Batch:
 class RoleSpec:
     """A network a recipe needs.
 
-    ``kind``: a denoiser, or a discriminator on features of a denoiser. ``init``: a copy of the teacher, fresh weights, or the
-    frozen teacher itself. ``extras``: additional network inputs ("guidance", "end_time"). ``ema``: keep an EMA copy that
-    samples and is exported. ``features_of``: the denoiser role whose features a discriminator reads.
+    ``kind``: a denoiser, a discriminator on features of a denoiser, or an auxiliary module that the recipe itself
+    makes: ``build(seed)``. ``init``: a copy of the teacher, fresh weights, or the frozen teacher itself. A role that no
+    phase trains is frozen, and saved with the others. ``extras``: additional network inputs ("guidance", "end_time").
+    ``ema``: keep an EMA copy that samples and is exported. ``features_of``: the denoiser role whose features a
+    discriminator reads.
     """
 
     name: str
-    kind: Literal["denoiser", "discriminator"] = "denoiser"
+    kind: Literal["denoiser", "discriminator", "module"] = "denoiser"
     init: Literal["teacher", "fresh", "frozen"] = "teacher"
     extras: tuple[str, ...] = ()
     ema: bool = False
     features_of: str = ""
+    build: Callable[[int], nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,15 +102,20 @@ class LossTerms:
 class StepPlan:
     """How a student samples: its times, noisiest first, and how it moves between them.
 
-    ``mode``: ``renoise`` (predict x0, add fresh noise at the next time), ``deterministic`` (DDIM step to the next time) or
-    ``jump`` (DDIM jump to ``(1 - gamma)`` of the next time, then noise up to it: TCD).
+    ``mode``: ``renoise`` (predict x0, add fresh noise at the next time), ``deterministic`` (DDIM step to the next time)
+    or ``jump`` (DDIM jump to ``(1 - gamma)`` of the next time, then noise up to it: TCD).
     ``extras``: constant condition entries given at every step (e.g. an embedded guidance scale).
+    ``end``: the last step returns the predicted x0 (``clean``), or jumps by DDIM to the least noise of the process
+    (``t_min``), which is what students trained on jumps learn. ``end_time``: the student is told where each step ends,
+    as ``cond["end_time"]`` in the network's own time units.
     """
 
     times: tuple[float, ...]
     mode: Literal["renoise", "deterministic", "jump"] = "renoise"
     gamma: float = 0.0
     extras: Mapping[str, float] = field(default_factory=dict)
+    end: Literal["clean", "t_min"] = "clean"
+    end_time: bool = False
 
 
 @dataclass
@@ -115,12 +125,15 @@ class Actors:
     ``roles``: denoisers (and discriminators) by name; ``student`` and usually ``teacher`` are among them.
     ``shape``: of one sample. ``generate``: for domains whose student is not a denoiser (a scene that is rendered): maps
     ``(batch, rng)`` to teacher-space samples with gradient and the condition they are to be judged under.
+    ``averaged``: set by the loop; gives the weights of a role that would be exported now (its EMA, parameters in
+    order), for recipes that promote a student. Without it, the live weights are taken.
     """
 
     roles: dict[str, Any]
     process: Process
     shape: tuple[int, ...]
     generate: Callable[[Batch, Rng], tuple[Tensor, Cond]] | None = None
+    averaged: Callable[[str], list[Tensor]] | None = None
 
     def denoiser(self, name: str) -> Denoiser:
         """Return a denoiser role; UserError when it is absent or something else."""
@@ -151,7 +164,9 @@ class Recipe(ABC):
         self.config, self.actors = config, actors
         for spec in self.role_specs(config):
             if spec.name not in actors.roles and not (spec.name == "student" and actors.generate is not None):
-                raise UserError(f"recipe '{self.name}' needs a role '{spec.name}'; this domain gives {sorted(actors.roles)}")
+                raise UserError(
+                    f"recipe '{self.name}' needs a role '{spec.name}'; this domain gives {sorted(actors.roles)}"
+                )
 
     @classmethod
     @abstractmethod
@@ -171,6 +186,19 @@ class Recipe(ABC):
     @abstractmethod
     def plan(cls, config: Any, process: Process, num_steps: int) -> StepPlan:
         """Return how the trained student samples in ``num_steps``; UserError when it was not made for that many."""
+
+    @classmethod
+    def student_view(cls, config: Any, student: Denoiser) -> Denoiser:
+        """Return the student as it is sampled from: itself, or a parameterisation of it (a consistency function)."""
+        return student
+
+    def reset_optimizers(self, step: int) -> bool:
+        """Return whether optimizers and EMA start afresh after ``step`` (a new round); asked after ``after_step``."""
+        return False
+
+    def lr_factor(self, step: int) -> float:
+        """Return what the scheduled learning rate is multiplied with at ``step`` (annealing within a round)."""
+        return 1.0
 
     def after_step(self, step: int) -> None:  # noqa: B027 (most recipes have nothing to do)
         """Do what the method does between steps (move an EMA target, promote a student); called once all phases ran."""

@@ -1,13 +1,15 @@
 """Randomness as a function of (seed, step, sample, stream), never of the global generator.
 
-Every draw is made by a counter-based generator (Philox) keyed by the seed and the stream's name and started at a counter
-made of the step and the sample's index in the global batch. The same run therefore sees the same numbers whatever the number of
-processes, the micro-batch, or how often it was stopped and resumed.
+Every draw is made by a counter-based generator (Philox) keyed by the seed and the stream's name and started at a
+counter made of the step and the sample's index in the global batch. The same run therefore sees the same numbers
+whatever the number of processes, the micro-batch, or how often it was stopped and resumed.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -91,7 +93,22 @@ class Rng:
         """Return one whole number in 0..high-1, the same for every sample and process of the step."""
         return min(int(self.shared_uniform(stream) * high), high - 1)
 
+    @contextmanager
+    def network_noise(self, stream: str) -> Iterator[None]:
+        """Run what is inside with torch's generators set from this stream (dropout), and put them back afterwards.
+
+        Two forwards under the same stream see the same dropout masks.
+        """
+        device = torch.device(self.device)
+        cuda = [device] if device.type == "cuda" else []
+        seed = self.torch_seed(stream)
+        with torch.random.fork_rng(devices=cuda):
+            torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+            for each in cuda:
+                torch.cuda.set_rng_state(torch.Generator(each).manual_seed(seed).get_state(), each)
+            yield
+
     def torch_seed(self, stream: str) -> int:
-        """Return a 63-bit seed for torch's own generator (dropout inside networks), a function of the same quadruple."""
+        """Return a 63-bit seed for torch's own generators (dropout), a function of the same quadruple."""
         first = self.ids[0] if self.ids else 0
         return _hash(f"{self.seed}:{self.step}:{first}:{self.scope}:{stream}") >> 1
