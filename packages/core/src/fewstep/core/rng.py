@@ -26,7 +26,8 @@ def _hash(text: str) -> int:
 class Rng:
     """Draws for the samples ``ids`` (their indices in the global batch) of one step.
 
-    ``scope`` separates uses of the same stream name, such as phases; see :meth:`fork`.
+    ``scope`` separates uses of the same stream name, such as phases; see :meth:`fork`. ``batch`` is the size of the
+    global batch where one is known (0 otherwise): data that goes through its samples in epochs needs it.
     """
 
     seed: int
@@ -34,11 +35,12 @@ class Rng:
     ids: tuple[int, ...]
     scope: str = ""
     device: torch.device | str = "cpu"
+    batch: int = 0
 
     @classmethod
     def for_batch(cls, seed: int, step: int, batch: int, device: torch.device | str = "cpu") -> Rng:
         """Return the generator of samples 0..batch-1."""
-        return cls(seed, step, tuple(range(batch)), device=device)
+        return cls(seed, step, tuple(range(batch)), device=device, batch=batch)
 
     def fork(self, name: str) -> Rng:
         """Return an independent generator for the same samples."""
