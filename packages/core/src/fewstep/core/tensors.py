@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+Reduction = Literal["mean", "sum"]
+"""How a loss goes from a sample's elements to one number; a mean divides gradients by their count."""
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -18,7 +23,7 @@ def precise(x: Tensor) -> Tensor:
 
 
 def expand_to(value: Float[Tensor, " b"] | Float[Tensor, ""], x: Float[Tensor, "b *d"]) -> Tensor:
-    """Return per-sample ``value`` ("b", or a scalar) with trailing unit axes of ``x``, in the dtype maths on ``x`` uses."""
+    """Return ``value`` ("b", or a scalar) with trailing unit axes of ``x``, in the dtype maths on ``x`` uses."""
     value = value.to(device=x.device, dtype=compute_dtype(x))
     return value if value.ndim == 0 else value.reshape(value.shape[0], *([1] * (x.ndim - 1)))
 
@@ -31,6 +36,11 @@ def sample_mean(x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
 def sample_sum(x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
     """Return the sum over everything but the batch axis, "b"."""
     return x.flatten(1).sum(1) if x.ndim > 1 else x
+
+
+def reduce_sample(x: Float[Tensor, "b *d"], reduction: Reduction) -> Float[Tensor, " b"]:
+    """Return the mean or the sum over everything but the batch axis, "b"."""
+    return sample_mean(x) if reduction == "mean" else sample_sum(x)
 
 
 def numel_per_sample(x: Float[Tensor, "b *d"]) -> int:
