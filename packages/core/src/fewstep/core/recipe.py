@@ -68,16 +68,20 @@ class RoleSpec:
 class Phase:
     """One optimizer update: which roles it trains, on every ``every``-th step, not before step ``start``.
 
-    Steps count from 0; the phase runs when ``step >= start`` and ``(step + 1) % every == 0``.
+    Steps count from 0; the phase runs when ``step >= start`` and ``(step + 1) % every == 0``, but not when
+    ``skip > 0`` and ``(step + 1) % skip == 0`` (phases that alternate).
     """
 
     name: str
     trains: tuple[str, ...]
     every: int = 1
     start: int = 0
+    skip: int = 0
 
     def due(self, step: int) -> bool:
         """Return whether the phase runs at ``step``."""
+        if self.skip > 0 and (step + 1) % self.skip == 0:
+            return False
         return step >= self.start and (step + 1) % self.every == 0
 
 
@@ -127,6 +131,8 @@ class Actors:
     ``(batch, rng)`` to teacher-space samples with gradient and the condition they are to be judged under.
     ``averaged``: set by the loop; gives the weights of a role that would be exported now (its EMA, parameters in
     order), for recipes that promote a student. Without it, the live weights are taken.
+    ``total``: set by the loop; sums a tensor over all processes, for recipes that keep running means over the global
+    batch. Without it, this process is taken to be alone. ``dtype``: of the noise recipes draw.
     """
 
     roles: dict[str, Any]
@@ -134,6 +140,8 @@ class Actors:
     shape: tuple[int, ...]
     generate: Callable[[Batch, Rng], tuple[Tensor, Cond]] | None = None
     averaged: Callable[[str], list[Tensor]] | None = None
+    total: Callable[[Tensor], Tensor] | None = None
+    dtype: torch.dtype = torch.float32
 
     def denoiser(self, name: str) -> Denoiser:
         """Return a denoiser role; UserError when it is absent or something else."""
