@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Cond, Denoiser
+from fewstep.core.errors import UserError, nearest
 from fewstep.core.process import Process
 from fewstep.core.recipe import Actors, Batch, RoleSpec, StepPlan
 from fewstep.core.rng import Rng
@@ -66,3 +68,17 @@ class Domain(Protocol):
 
     def process(self, config: Any) -> Process:
         """Return the process of the configured teacher without loading it."""
+
+
+def domain_names() -> list[str]:
+    """Return the names of the installed domains (entry-point group ``fewstep.domains``)."""
+    return sorted({point.name for point in entry_points(group="fewstep.domains")})
+
+
+def find_domain(name: str) -> Domain:
+    """Return an installed domain; UserError naming the nearest one when there is none of that name."""
+    for point in entry_points(group="fewstep.domains"):
+        if point.name == name:
+            found: Domain = point.load()
+            return found
+    raise UserError(f"no domain '{name}' is installed: {nearest(name, domain_names())}")
