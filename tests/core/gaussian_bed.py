@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Cond, Denoiser
 from fewstep.core.prediction import Clean, Kind, Prediction, compose
-from fewstep.core.process import VP, CosineVP, EDM, LocalOffset, Process, RectifiedFlow, ResidualShift, TrigFlow
+from fewstep.core.process import EDM, VP, CosineVP, LocalOffset, Process, RectifiedFlow, ResidualShift, TrigFlow
 from fewstep.core.tensors import expand_to
 
 MEAN, STD = 0.3, 0.5
@@ -49,7 +49,9 @@ class ExactGaussian(Denoiser):
         """The exact PF-ODE map from ``t`` to ``s``."""
         a, b = self.process.coefficients(t).alpha, self.process.coefficients(s).alpha
         core = self.process.offset(x, t, anchor)
-        out = expand_to(b, x) * self.mean + expand_to(self.spread(s) / self.spread(t), x) * (core - expand_to(a, x) * self.mean)
+        out = expand_to(b, x) * self.mean + expand_to(self.spread(s) / self.spread(t), x) * (
+            core - expand_to(a, x) * self.mean
+        )
         return self.process.offset(out, s, anchor, sign=1.0)
 
 
@@ -67,7 +69,9 @@ class ExactJump(ExactGaussian):
         bar_t, bar_e = x_t / expand_to(c.alpha, x_t), x_e / expand_to(d.alpha, x_t)
         gap = expand_to(c.sigma / c.alpha - d.sigma / d.alpha, x_t)
         exact = super().predict(x_t, t, cond).value
-        eps = torch.where(gap == 0, (x_t - expand_to(c.alpha, x_t) * exact) / expand_to(c.sigma, x_t), (bar_t - bar_e) / gap)
+        eps = torch.where(
+            gap == 0, (x_t - expand_to(c.alpha, x_t) * exact) / expand_to(c.sigma, x_t), (bar_t - bar_e) / gap
+        )
         return Prediction(eps, Kind.EPS)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -13,7 +14,7 @@ from fewstep.core.errors import UserError
 from fewstep.core.grids import knot_grid, time_grid
 from fewstep.core.guidance import Guided
 from fewstep.core.prediction import Clean, Kind, Prediction, decompose
-from fewstep.core.process import VP, CosineVP, EDM, RectifiedFlow, ResidualShift, TrigFlow
+from fewstep.core.process import EDM, VP, CosineVP, RectifiedFlow, ResidualShift, TrigFlow
 from fewstep.core.rng import Rng
 from fewstep.core.solvers import DDIM, ERSDE, SOLVERS, Counted, Move, find_solver, invert, solve
 from fewstep.core.steps import back_out, ddim_step, eta_keep, first_order_step, level, noise_ratio
@@ -30,6 +31,18 @@ def tau_grid(process, n: int, high: float = 10.0, low: float = 0.1) -> list[floa
     """A smooth grid of n times whose noise levels do not depend on the process."""
     ramp = torch.linspace(math.log(high), math.log(low), n, dtype=torch.float64).exp()
     return process.time_from_tau(ramp).tolist()
+
+
+def affine(solver, teacher, now: float, after: float | None, cond) -> tuple[float, float, float]:
+    """On Gaussian data a step is x -> a x + b + c n: its three numbers."""
+
+    def at(x: float, n: float) -> float:
+        s = None if after is None else col(after)
+        state, noise = torch.tensor([[x]]).double(), torch.tensor([[n]]).double()
+        return solver.step(Move(teacher, state, col(now), s, cond, noise))[0].item()
+
+    b = at(0.0, 0.0)
+    return at(1.0, 0.0) - b, b, at(0.0, 1.0) - b
 
 
 # ---------------------------------------------------------------- single steps
@@ -157,21 +170,17 @@ def test_er_sde_with_a_quadratic_scale_is_ancestral_and_with_a_linear_one_the_od
 
 @pytest.mark.parametrize("solver", ["ddpm", "er_sde"])
 def test_stochastic_solvers_are_first_order_in_law(solver):
-    """On Gaussian data a step is affine, x -> a x + b + c n: mean and variance after a grid follow without sampling."""
+    """Mean and variance after a grid follow from the affine steps, without sampling."""
     process, teacher = PROCESSES["edm"], ExactGaussian(PROCESSES["edm"])
     errors = []
     for n in (33, 65, 129, 257):
         grid = tau_grid(process, n)
         mean, var = MEAN, STD**2 + grid[0] ** 2
-        for now, after in zip(grid, grid[1:], strict=False):
-            at = lambda x, n: SOLVERS[solver].step(  # noqa: E731
-                Move(teacher, torch.tensor([[x]]).double(), col(now), col(after), {}, torch.tensor([[n]]).double())
-            )[0].item()
-            b = at(0.0, 0.0)
-            a, c = at(1.0, 0.0) - b, at(0.0, 1.0) - b
+        for now, after in itertools.pairwise(grid):
+            a, b, c = affine(SOLVERS[solver], teacher, now, after, {})
             mean, var = a * mean + b, a**2 * var + c**2
         errors.append(abs(var**0.5 - (STD**2 + grid[-1] ** 2) ** 0.5) + abs(mean - MEAN))
-    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert orders[-1] == pytest.approx(SOLVERS[solver].order, abs=0.1)
 
 
@@ -194,7 +203,7 @@ def test_declared_order_is_measured(name, solver):
         sol = solve(teacher, x, grid, {}, solver, to_clean=False)
         errors.append((sol.x - teacher.flow(x, col(grid[0], 2), col(grid[-1], 2))).abs().max().item())
         assert sol.evaluations == n * (2 if solver in ("heun", "dpmpp_2s") else 1)
-    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     # on the short range of the offset process the leading error of 2M happens to cancel for these numbers
     slack = 0.15 if name != "offset" else 1.1
     assert -0.15 < orders[-1] - find_solver(solver).order < slack
@@ -319,18 +328,8 @@ def test_residual_shift_standard_deviations_shrink_as_published():
     for solver, expected in ((DDIM(), 0.438), (DDIM(eta=1.0), 0.405)):
         var = (process.kappa * process.eta_end) ** 2
         stops = [*time_grid(process, 15), None]
-        for now, after in zip(stops, stops[1:], strict=False):
-            at = lambda x, n: solver.step(  # noqa: E731
-                Move(
-                    teacher,
-                    torch.tensor([[x]]).double(),
-                    col(now),
-                    None if after is None else col(after),
-                    {"anchor": anchor},
-                    torch.tensor([[n]]).double(),
-                )
-            )[0].item()
-            a, c = at(1.0, 0.0) - at(0.0, 0.0), at(0.0, 1.0) - at(0.0, 0.0)
+        for now, after in itertools.pairwise(stops):
+            a, _, c = affine(solver, teacher, now, after, {"anchor": anchor})
             var = a**2 * var + c**2
         assert var**0.5 == pytest.approx(expected, abs=6e-4)
 
@@ -339,7 +338,7 @@ def test_residual_shift_standard_deviations_shrink_as_published():
 
 
 def test_inversion_with_refinements_is_undone_by_ddim():
-    process, teacher = PROCESSES["vp"], ExactGaussian(PROCESSES["vp"])
+    teacher = ExactGaussian(PROCESSES["vp"])
     x, rising = randoms(4, 3), [float(t) for t in range(19, 1000, 49)]
     noise = invert(teacher, x, rising, {}, refinements=60)
     back = solve(teacher, noise.x, rising[::-1], {}, to_clean=False)
@@ -406,9 +405,12 @@ def test_knots_of_a_table_are_lcm_s():
     assert knots.times.tolist() == [20.0 * j - 1 for j in range(1, 51)]
     assert knots.previous.tolist() == [max(20.0 * j - 21, 0) for j in range(1, 51)]
     every = knot_grid(PROCESSES["vp"], 1000)
-    assert every.times[0] == 1 and every.previous[0] == 0 and len(every.times) == 999
+    assert every.times[0] == 1
+    assert every.previous[0] == 0
+    assert len(every.times) == 999
     edm = knot_grid(EDM(), 17)
-    assert edm.times[-1] == pytest.approx(80) and edm.previous[0] == pytest.approx(0.002)
+    assert edm.times[-1] == pytest.approx(80)
+    assert edm.previous[0] == pytest.approx(0.002)
     assert_close(edm.times[:-1], edm.previous[1:])
 
 
@@ -425,7 +427,7 @@ def test_bad_grids_and_names_are_refused():
 
 def test_per_sample_times_are_independent():
     """A batch of different steps, ends of the range among them, equals the steps made one by one."""
-    process, teacher = CosineVP(), ExactGaussian(CosineVP(), Kind.V)
+    teacher = ExactGaussian(CosineVP(), Kind.V)
     t = torch.tensor([1.0, 0.8, 0.6], dtype=torch.float64)
     s = torch.tensor([0.7, 0.0, 0.2], dtype=torch.float64)
     x = randoms(3, 2)
@@ -437,7 +439,7 @@ def test_per_sample_times_are_independent():
 
 
 def test_oracle_jumps_land_on_the_flow():
-    """The noise prediction that is exact for one end time differs from the posterior's, and tends to it as the end nears."""
+    """The noise that is exact for one end time is not the posterior's, and tends to it as the end nears."""
     process = PROCESSES["vp"]
     x, t = randoms(3, 1), col(900.0, 3)
     for end in (0.0, 400.0, 899.0):
