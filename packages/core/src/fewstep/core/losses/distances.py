@@ -29,7 +29,7 @@ def huber_scale(x: Float[Tensor, "b *d"], factor: float = 0.00054) -> float:
 
 
 def pseudo_huber(x: Float[Tensor, "b *d"], y: Float[Tensor, "b *d"], c: float) -> Float[Tensor, " b"]:
-    """Return ``sqrt(|x - y|^2 + c^2) - c`` with the norm over the whole sample (arXiv 2310.14189, equation 7).
+    """Return ``sqrt(|x - y|^2 + c^2) - c`` with the norm over the whole sample (arXiv 2310.14189).
 
     Raises UserError unless ``c > 0``.
     """
