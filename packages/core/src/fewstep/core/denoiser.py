@@ -1,7 +1,7 @@
-"""A denoiser: a network read through a process, asked for ``x0``, ``eps``, ``score`` ... whatever it was trained to output.
+"""A denoiser: a network read through a process, asked for ``x0``, ``eps`` or ``score`` whatever it was trained to give.
 
-Conditions are mappings from names to tensors whose first axis is the batch. One name is reserved: ``"anchor"``, the ``y`` of
-processes that have one.
+Conditions are mappings from names to tensors whose first axis is the batch. One name is reserved: ``"anchor"``, the
+``y`` of processes that have one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Denoiser(ABC):
 
     def null(self, cond: Cond) -> Cond:
         """Return the unconditional counterpart of ``cond``; UserError when the network was not trained with one."""
-        raise UserError(f"{type(self).__name__} has no unconditional prediction: guidance needs one, set guidance_scale to 1")
+        raise UserError(
+            f"{type(self).__name__} has no unconditional prediction: guidance needs one, set guidance_scale to 1"
+        )
 
     def view(self, kind: Kind, x_t: Float[Tensor, "b *d"], t: Float[Tensor, " b"], cond: Cond) -> Float[Tensor, "b *d"]:
         """Return the prediction as ``kind``."""
@@ -140,7 +142,7 @@ class EDMScaling:
 
 @dataclass(frozen=True)
 class TrigFlowScaling:
-    """sCM's parameterisation: the network sees ``x_t / sigma_data`` and ``t``, and outputs ``F = velocity / sigma_data``."""
+    """sCM's parameterisation: the network sees ``x_t / sigma_data`` and ``t``; ``F = velocity / sigma_data``."""
 
     sigma_data: float = 0.5
 
@@ -156,7 +158,7 @@ class TrigFlowScaling:
 class NetworkDenoiser(Denoiser):
     """A backbone read through a process and a scaling.
 
-    Raises UserError when a TrigFlow scaling meets another process, or an EDM table meets a plain eps network at alpha 0.
+    Raises UserError when a TrigFlow scaling meets another process.
     """
 
     def __init__(self, backbone: Backbone, process: Process, scaling: Scaling) -> None:
@@ -182,8 +184,8 @@ class NetworkDenoiser(Denoiser):
 class Reprocessed(Denoiser):
     """A denoiser seen through another process: same network, matched ``tau``, rescaled input; no training needed.
 
-    Turns a rectified-flow or VP teacher into a TrigFlow or EDM one exactly (sCM, arXiv 2410.11081; SANA-Sprint, 2503.09641).
-    Beyond the noise range of the inner process the nearest level is used.
+    Turns a rectified-flow or VP teacher into a TrigFlow or EDM one exactly (sCM, arXiv 2410.11081; SANA-Sprint,
+    2503.09641). Beyond the noise range of the inner process the nearest level is used.
     """
 
     def __init__(self, inner: Denoiser, process: Process) -> None:

@@ -1,7 +1,8 @@
 """Guidance. One convention everywhere: ``guided = uncond + guidance_scale * (cond - uncond)``.
 
-Scale 1 is the conditional prediction, 0 the unconditional one. Methods whose papers write ``cond + w (cond - uncond)`` have
-``guidance_scale = w + 1``. Guidance of eps, x0, v or score at one ``(x_t, t)`` is the same thing, since conversions are affine.
+Scale 1 is the conditional prediction, 0 the unconditional one. Methods whose papers write ``cond + w (cond - uncond)``
+have ``guidance_scale = w + 1``. Guidance of eps, x0, v or score at one ``(x_t, t)`` is the same thing, since
+conversions are affine.
 """
 
 from __future__ import annotations
@@ -26,12 +27,11 @@ def guide(
     return precise(uncond) + factor * (precise(cond) - precise(uncond))
 
 
-def rescale(
-    guided: Float[Tensor, "b *d"], cond: Float[Tensor, "b *d"], phi: float
-) -> Float[Tensor, "b *d"]:
+def rescale(guided: Float[Tensor, "b *d"], cond: Float[Tensor, "b *d"], phi: float) -> Float[Tensor, "b *d"]:
     """Return ``guided`` pulled back to the conditional prediction's standard deviation by ``phi`` in [0, 1].
 
-    ``phi guided std(cond)/std(guided) + (1 - phi) guided``, standard deviations per sample (arXiv 2305.08891, section 3.4).
+    ``phi guided std(cond)/std(guided) + (1 - phi) guided``, standard deviations per sample (arXiv 2305.08891, section
+    3.4).
     """
     ratio = cond.flatten(1).std(1) / guided.flatten(1).std(1)
     return guided * (phi * expand_to(ratio, guided) + (1 - phi))
@@ -66,9 +66,9 @@ def perp_neg(
 class Guided(Denoiser):
     """A denoiser under classifier-free guidance, in one doubled batch.
 
-    ``scale``: a number, or one per sample, or the name of a condition entry that holds one per sample (random-scale guidance).
-    ``negative``: a condition used in place of the unconditional one. ``phi``: guidance rescale, on x0. Scale 1 costs one
-    evaluation only.
+    ``scale``: a number, or one per sample, or the name of a condition entry that holds one per sample (random-scale
+    guidance). ``negative``: a condition used in place of the unconditional one. ``phi``: guidance rescale, on x0. Scale
+    1 costs one evaluation only.
     """
 
     def __init__(

@@ -54,8 +54,8 @@ def decompose(
 ) -> Clean:
     """Return the ``x0`` and ``eps`` a prediction at ``(x_t, t)`` stands for (trajectory-theory conversions).
 
-    Maths is float32 at least. Dividing by ``alpha`` (eps, score) or ``sigma`` (x0) gives infinities where they vanish; ask
-    :func:`check_kind` before a loop.
+    Maths is float32 at least. Dividing by ``alpha`` (eps, score) or ``sigma`` (x0) gives infinities where they vanish;
+    ask :func:`check_kind` before a loop.
     """
     c, kind, value = process.coefficients(t), prediction.kind, precise(prediction.value)
     x = precise(process.offset(x_t, t, anchor))
@@ -124,6 +124,6 @@ def check_kind(process: Process, kind: Kind, t: float) -> None:
     alpha = float(process.coefficients(torch.tensor([t])).alpha)
     if kind in (Kind.EPS, Kind.SCORE) and alpha == 0.0:
         raise UserError(
-            f"a network predicting '{kind.value}' says nothing of x0 at t={t:g}, where alpha is 0 ({type(process).__name__}): "
-            "use a v, x0 or flow network, or start below t_max"
+            f"a network predicting '{kind.value}' says nothing of x0 at t={t:g}, where alpha is 0 "
+            f"({type(process).__name__}): use a v, x0 or flow network, or start below t_max"
         )

@@ -18,11 +18,11 @@ from fewstep.core.rng import Rng
 class TimeConfig:
     """A law of ``t``.
 
-    ``uniform``: on the process's natural clock between the fractions ``low`` and ``high`` (an index range for tables, the Karras
-    index for EDM). ``lognormal``: ``ln tau ~ N(mean, std^2)`` (EDM training; sCM's arctan law under TrigFlow).
-    ``logit_normal``: the natural clock's fraction is ``sigmoid(N(mean, std^2))`` (SD3, LADD), then stretched to [low, high].
-    ``low_end``/``high_end``: when ``anneal_steps > 0``, the range moves linearly from (low, high) to these over so many steps.
-    ``shared``: one draw for the whole global batch.
+    ``uniform``: on the process's natural clock between the fractions ``low`` and ``high`` (an index range for tables,
+    the Karras index for EDM). ``lognormal``: ``ln tau ~ N(mean, std^2)`` (EDM training; sCM's arctan law under
+    TrigFlow). ``logit_normal``: the natural clock's fraction is ``sigmoid(N(mean, std^2))`` (SD3, LADD), then stretched
+    to [low, high]. ``low_end``/``high_end``: when ``anneal_steps > 0``, the range moves linearly from (low, high) to
+    these over so many steps. ``shared``: one draw for the whole global batch.
     """
 
     law: Literal["uniform", "lognormal", "logit_normal"] = "uniform"
