@@ -75,7 +75,7 @@ class Process(ABC):
         return self.time_from_tau(torch.exp(-0.5 * log_snr.double()))
 
     def initial_scale(self, t: Times) -> Times:
-        """Return the standard deviation of the noise that sampling starts from at ``t``; the data's share is dropped."""
+        """Return the standard deviation of the noise sampling starts from at ``t``; the data's share is dropped."""
         return self.coefficients(t).sigma
 
     def add_noise(
