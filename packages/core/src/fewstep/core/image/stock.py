@@ -1,0 +1,101 @@
+"""Which stock diffusers scheduler walks a student's plan, and with which settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fewstep.core.errors import UserError, check
+from fewstep.core.grids import time_grid
+from fewstep.core.process import EDM, VP, Process, RectifiedFlow
+from fewstep.core.recipe import StepPlan
+
+
+@dataclass(frozen=True)
+class StockSampler:
+    """A diffusers scheduler: its config, and what ``set_timesteps`` and ``step`` are given besides."""
+
+    config: dict[str, Any]
+    set_timesteps: str
+    step: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def scheduler(self) -> str:
+        """Return the scheduler's class name."""
+        return str(self.config["_class_name"])
+
+
+def stock_sampler(plan: StepPlan, process: Process, teacher: Mapping[str, Any], time_scaling: float) -> StockSampler:
+    """Return the scheduler that samples as the plan does, from the config of the teacher's scheduler.
+
+    ``time_scaling``: of the consistency boundary the student has (infinite: none). Raises UserError for a plan that no
+    stock scheduler walks.
+    """
+    if isinstance(process, VP):
+        return _vp(plan, process, teacher, time_scaling)
+    if isinstance(process, RectifiedFlow):
+        return _flow(plan, process, teacher)
+    if isinstance(process, EDM):
+        grid = time_grid(process, len(plan.times), "karras")
+        same = plan.mode == "deterministic" and all(math.isclose(a, b) for a, b in zip(plan.times, grid, strict=True))
+        check(
+            same, "export: diffusers' EDM schedulers walk Karras' grid without fresh noise only, and this plan differs"
+        )
+        return StockSampler(dict(teacher), f"{len(plan.times)}")
+    raise UserError(f"export: no stock diffusers scheduler describes {type(process).__name__}")
+
+
+def _flow(plan: StepPlan, process: RectifiedFlow, teacher: Mapping[str, Any]) -> StockSampler:
+    check(plan.mode != "jump", "export: diffusers' flow schedulers know no jumps (TCD): train with gamma 0 or 1")
+    unit = process.time_to_unit(torch.tensor(plan.times, dtype=torch.float64))  # the scheduler applies the shift itself
+    config = dict(teacher) | {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": process.shift}
+    if plan.mode == "renoise":
+        config["stochastic_sampling"] = True
+    return StockSampler(config, f"sigmas={[round(u, 8) for u in unit.tolist()]}")
+
+
+def _vp(plan: StepPlan, process: VP, teacher: Mapping[str, Any], time_scaling: float) -> StockSampler:
+    """Return a scheduler whose table ends at the student's first time, so that its own grid is the student's."""
+    import diffusers
+
+    name = {"renoise": "LCMScheduler", "deterministic": "DDIMScheduler", "jump": "TCDScheduler"}[plan.mode]
+    times = [round(t) for t in plan.times]
+    config = {
+        "_class_name": name,
+        "num_train_timesteps": times[0] + 1,
+        "prediction_type": teacher.get("prediction_type", "epsilon"),
+        "clip_sample": False,
+        "set_alpha_to_one": plan.end == "clean",
+        "timestep_spacing": "trailing",
+    } | _betas(process, times[0] + 1, teacher)
+    if plan.mode != "deterministic":
+        config["original_inference_steps"] = len(times)
+    if plan.mode == "renoise":
+        # 1e9 leaves nothing of the boundary that LCMScheduler always applies
+        config["timestep_scaling"] = min(time_scaling, 1e9)
+    own: Callable[..., Any] = getattr(diffusers, name)
+    scheduler = own(**{key: value for key, value in config.items() if key != "_class_name"})
+    scheduler.set_timesteps(len(times))
+    how = f"{len(times)}"
+    if [int(t) for t in scheduler.timesteps] != times:
+        check(
+            plan.mode != "deterministic",
+            f"export: DDIMScheduler knows uniform steps only, and this student's times are {times}: "
+            "train it with student_steps instead of student_times",
+        )
+        how = f"timesteps={times}"
+    return StockSampler(config, how, {"eta": plan.gamma} if plan.mode == "jump" else {})
+
+
+def _betas(process: VP, levels: int, teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the noise table as the teacher's scheduler wrote it, or cut to its first ``levels`` entries."""
+    if levels == len(process.alphas_cumprod):
+        keys = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+        return {key: teacher[key] for key in keys if teacher.get(key) is not None}
+    abar = process.alphas_cumprod[:levels]
+    before = torch.cat([torch.ones(1, dtype=abar.dtype), abar[:-1]])
+    return {"trained_betas": (1 - abar / before).tolist()}
