@@ -21,11 +21,14 @@ class ExtensibleBackbone(Backbone):
     """A backbone that can be given extra inputs, and knows where adapters and feature taps belong.
 
     ``lora_targets``: names (or suffixes) of the layers that get LoRA factors when the user names none.
-    ``extras``: the condition entries it understands besides its own.
+    ``extras``: the condition entries it understands besides its own; ``extra_inputs`` embeds them. ``num_labels``:
+    number of values cond["label"] may take, the null class included; 0 for networks without labels.
     """
 
     lora_targets: ClassVar[tuple[str, ...]] = ()
     extras: tuple[str, ...] = ()
+    num_labels: int = 0
+    extra_inputs: nn.Module | None  # no default here: a class attribute would hide the registered module
 
     @property
     @abstractmethod

@@ -82,7 +82,7 @@ class MLPBackbone(ExtensibleBackbone):
         self.config |= {"concat": list(concat), "concat_dim": concat_dim}
         self.time_scale, self.concat = time_scale, tuple(concat)
         self.null_class = num_classes if num_classes and null_class else None
-        labels = num_classes + (self.null_class is not None)
+        self.num_labels = labels = num_classes + (self.null_class is not None)
         with Rng(seed, 0, ()).network_noise("init"):
             self.net = _MLP(dim + concat_dim, dim, width, depth, labels, dropout)
         self.extra_inputs: ExtraInputs | None = None

@@ -44,7 +44,7 @@ class UNet2DBackbone(ExtensibleBackbone):
         check(unet.config.class_embed_type is None, "UNet2D: class_embed_type must be null (label embeddings)")
         embeddings = unet.config.num_class_embeds or 0
         check(embeddings > 0 or not null_class, "UNet2D: null_class needs a UNet with num_class_embeds")
-        self.unet = unet
+        self.unet, self.num_labels = unet, embeddings
         self.num_classes = embeddings - (1 if null_class else 0)
         self.null_class = self.num_classes if null_class else None
         self.concat = tuple(concat)
