@@ -1,0 +1,1 @@
+"""SIM as a recipe: expected gradients of the theory in both spaces, gradients through frozen networks."""
