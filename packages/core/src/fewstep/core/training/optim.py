@@ -1,0 +1,76 @@
+"""Optimizers of the phases: how they are made, the learning rate as a function of the step, their state as tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.errors import UserError
+from fewstep.core.training.settings import OptimConfig
+from fewstep.core.training.world import full, is_sharded
+
+
+def make_optimizer(config: OptimConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the optimizer of one phase (``config.for_phase(...)``)."""
+    decay, fused = config.weight_decay, not any(is_sharded(p) for p in parameters)
+    common: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "weight_decay": decay}
+    if config.name == "adamw":
+        return torch.optim.AdamW(parameters, fused=fused, **common)
+    if config.name == "adam":
+        return torch.optim.Adam(parameters, fused=fused, **common)
+    if config.name == "radam":
+        return torch.optim.RAdam(parameters, **common)
+    return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=decay, fused=fused)
+
+
+def learning_rate(config: OptimConfig, update: int, step: int, steps: int) -> float:
+    """Return the rate of one update: ``update`` counts those of the phase from 0, ``step`` those of the run."""
+    rate = config.lr * min(1.0, (update + 1) / (config.warmup + 1))
+    if config.schedule == "constant":
+        return rate
+    done = min(1.0, step / steps)
+    return rate * (1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's tensors by ``<parameter>.<name>``; whole ones, so all processes must ask together."""
+    found = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                found[f"{index}.{name}"] = full(value)
+    return found
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`optimizer_tensors` gave; rates are set anew at every step and are no state."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = like(value, parameters[int(index)])
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], who: str) -> None:
+    """Raise UserError unless ``tensors`` fit the optimizer's parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        known = index.isdigit() and int(index) < len(parameters)
+        if not known or (value.ndim > 0 and value.shape != parameters[int(index)].shape):
+            raise UserError(f"the state '{name}' of the optimizer of phase '{who}' has another shape")
+
+
+def like(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return ``value`` divided over the processes as ``parameter`` is."""
+    if not is_sharded(parameter) or value.ndim == 0:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    where: Any = parameter
+    return distribute_tensor(value.to(where.device), where.device_mesh, where.placements)

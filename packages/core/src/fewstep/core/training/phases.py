@@ -1,0 +1,197 @@
+"""One optimizer update of one phase: micro-batches, gradients over all processes, the finiteness test, the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fewstep.core.errors import TrainingError, UserError
+from fewstep.core.recipe import Batch, LossTerms, Recipe
+from fewstep.core.rng import Rng
+from fewstep.core.training.cast import Cast
+from fewstep.core.training.optim import learning_rate, make_optimizer
+from fewstep.core.training.settings import OptimConfig, TrainConfig
+from fewstep.core.training.world import World, local
+
+FIRST_SCALE, GROWTH_INTERVAL = 2.0**16, 2000
+
+
+@dataclass
+class LossScale:
+    """The factor that keeps float16 gradients above underflow: halved on overflow, doubled after a quiet while."""
+
+    value: float = 1.0
+    quiet: int = 0
+
+    def overflowed(self, phase: str) -> None:
+        """Halve; TrainingError when even a factor of one overflows."""
+        if self.value <= 1:
+            raise TrainingError(f"phase '{phase}': gradients overflow float16 at any loss scale: use precision bf16")
+        self.value, self.quiet = self.value / 2, 0
+
+    def went_well(self) -> None:
+        """Count an update; double after many."""
+        self.quiet += 1
+        if self.quiet == GROWTH_INTERVAL:
+            self.value, self.quiet = self.value * 2, 0
+
+
+@dataclass
+class Update:
+    """What one update did: batch means of its terms and metrics, and why it was skipped if it was."""
+
+    phase: str
+    values: dict[str, float] = field(default_factory=dict)
+    bad: str = ""
+    stop: bool = False
+    overflow: bool = False
+
+    @property
+    def moved(self) -> bool:
+        """Whether the optimizer moved."""
+        return not self.bad and not self.overflow
+
+
+class PhaseRunner:
+    """A phase with its optimizer; :meth:`run` makes one update."""
+
+    def __init__(
+        self, name: str, recipe: Recipe, cast: Cast, optim: OptimConfig, train: TrainConfig, world: World
+    ) -> None:
+        self.name, self.recipe, self.cast, self.world = name, recipe, cast, world
+        self.train, self.optim = train, optim.for_phase(name)
+        self.named = cast.parameters(name)
+        self.parameters = [parameter for _, parameter in self.named]
+        self.optimizer = make_optimizer(self.optim, self.parameters)
+        self.scale = LossScale(FIRST_SCALE if train.precision == "fp16" else 1.0)
+        self.updates = 0
+        _, share = world.share(train.batch)
+        self.micro = share if train.micro_batch == "auto" else min(share, train.micro_batch)
+        self._fits = False
+
+    def reset(self) -> None:
+        """Forget the optimizer's state and start its warm-up again."""
+        self.optimizer.state.clear()
+        self.updates = 0
+
+    def run(self, batch: Batch, rng: Rng, step: int, stop: bool = False) -> Update:
+        """Make one update on this process's share of the batch.
+
+        Raises TrainingError when memory does not suffice for a single sample. A non-finite loss or gradient is
+        reported, not raised, and leaves weights and optimizer as they were.
+        """
+        self.cast.enter(self.name)
+        sums = self._forward_backward_that_fits(batch, rng, step)
+        names = list(sums)
+        totals = self.world.total(torch.stack([*sums.values(), torch.tensor(float(stop)).to(self.world.device)]))
+        for parameter in self.parameters:
+            if parameter.grad is None:  # as on a process whose samples did reach it
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        self.world.average(gradients)
+        norm = self.world.norm(gradients).double()
+        *numbers, stops, grad_norm = torch.cat([totals, norm.reshape(1)]).tolist()  # the one wait for the device
+        values = {name: value / self.train.batch for name, value in zip(names, numbers, strict=True)}
+        update = Update(self.name, values, stop=stops > 0)
+        update.bad = self._bad_loss(values)
+        if not update.bad and self.scale.value > 1 and not math.isfinite(grad_norm):
+            self.scale.overflowed(self.name)
+            update.overflow = True
+        elif not update.bad and not math.isfinite(grad_norm):
+            update.bad = self._bad_gradient()
+        if update.moved:
+            self._move(gradients, grad_norm / self.scale.value, step, update)
+        self.optimizer.zero_grad(set_to_none=True)
+        return update
+
+    def _move(self, gradients: list[Tensor], norm: float, step: int, update: Update) -> None:
+        clip = self.train.grad_clip
+        factor = (clip / norm if 0 < clip < norm else 1.0) / self.scale.value
+        if factor != 1:
+            torch._foreach_mul_(gradients, factor)
+        rate = learning_rate(self.optim, self.updates, step, self.train.steps) * self.recipe.lr_factor(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.updates += 1
+        if self.train.precision == "fp16":
+            self.scale.went_well()
+        update.values |= {f"grad_norm/{self.name}": norm, f"lr/{self.name}": rate}
+
+    def _forward_backward_that_fits(self, batch: Batch, rng: Rng, step: int) -> dict[str, Tensor]:
+        if self._fits or self.train.micro_batch != "auto":
+            return self._forward_backward(batch, rng, step)
+        while True:
+            before = {name: value.clone() for name, value in self.recipe.state().items()}
+            full = False
+            sums: dict[str, Tensor] = {}
+            try:
+                sums = self._forward_backward(batch, rng, step)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                full = True  # retried outside: here the traceback still holds the tensors
+            if not self.world.any(full):
+                self._fits = True
+                return sums
+            if self.micro == 1:
+                raise TrainingError(
+                    f"phase '{self.name}': out of memory with one sample at a time: use a smaller network, LoRA roles, "
+                    "or roles.checkpointing"
+                )
+            self.micro = (self.micro + 1) // 2
+            self.optimizer.zero_grad(set_to_none=True)
+            self.recipe.load_state(before)
+            if self.world.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _forward_backward(self, batch: Batch, rng: Rng, step: int) -> dict[str, Tensor]:
+        """Accumulate gradients of the batch mean; return sums over samples of every term and metric, float64."""
+        sums: dict[str, Tensor] = {}
+        for start in range(0, batch.size, self.micro):
+            stop = min(start + self.micro, batch.size)
+            whole = start == 0 and stop == batch.size
+            piece, own = (batch, rng) if whole else (batch.select(start, stop), rng.select(start, stop))
+            with own.network_noise("network"):
+                with self.world.autocast(self.train.precision):
+                    terms = self.recipe.loss(self.name, piece, own, step)
+                total = _checked(terms, piece.size, f"recipe '{self.recipe.name}', phase '{self.name}'")
+                torch.autograd.backward(total.sum() * (self.scale.value / batch.size))
+            for name, value in self._named_values(terms).items():
+                summed = value.detach().double().sum()
+                sums[name] = sums[name] + summed if name in sums else summed
+        return sums
+
+    def _named_values(self, terms: LossTerms) -> Mapping[str, Tensor]:
+        losses = {f"loss/{self.name}/{name}": value for name, value in terms.terms.items()}
+        return losses | {f"{self.name}/{name}": value for name, value in terms.metrics.items()}
+
+    def _bad_loss(self, values: Mapping[str, float]) -> str:
+        for name, value in values.items():
+            if name.startswith("loss/") and not math.isfinite(value):
+                return f"loss term '{name.split('/', 2)[2]}' is {value}"
+        return ""
+
+    def _bad_gradient(self) -> str:
+        bad = [n for n, p in self.named if p.grad is not None and not bool(local(p.grad).isfinite().all())]
+        return f"gradient of '{bad[0]}' is not finite ({len(bad)} parameters)" if bad else "gradient norm overflows"
+
+
+def _checked(terms: LossTerms, size: int, who: str) -> Tensor:
+    for name, value in (*terms.terms.items(), *terms.metrics.items()):
+        if tuple(value.shape) != (size,):
+            raise UserError(f"{who}: '{name}' must give one value per sample, [{size}], got {list(value.shape)}")
+    if not terms.terms:
+        raise UserError(f"{who}: no loss terms")
+    total = terms.total()
+    if not total.requires_grad:
+        raise UserError(f"{who}: the loss does not depend on anything this phase trains")
+    return total
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,56 @@
+"""Short runs of the toy domain, for the tests of the loop."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+from core.toys import ToyDomain
+from torch import Tensor
+
+from fewstep.core.domain import Problem
+from fewstep.core.recipe import Recipe
+from fewstep.core.recipes import BUILT_IN, find_recipe
+from fewstep.core.training.config import load_config
+from fewstep.core.training.loop import Outcome, train
+from fewstep.core.training.settings import RunConfig
+
+BUILT_IN.setdefault("toy", ("core.toys", "ToyRecipe"))
+SMALL = ("train.steps=6", "train.batch=8", "optim.lr=1e-2", "train.log_every=2", "train.eval_samples=12")
+
+
+def config_of(*overrides: str, recipe: str = "toy") -> RunConfig:
+    return load_config(None, [f"recipe.name={recipe}", *SMALL, *overrides], domain=ToyDomain())
+
+
+def build(config: RunConfig) -> tuple[Problem, Recipe]:
+    method = find_recipe(config.recipe_name)
+    problem = ToyDomain().build(config.domain, method.role_specs(config.recipe), config.seed, "cpu")
+    return problem, method(config.recipe, problem.actors)
+
+
+def go(config: RunConfig, folder: Path, *, resume: bool = False, problem=None, recipe=None) -> tuple[Outcome, str]:
+    """Train; returns how it ended and what was printed."""
+    if problem is None:
+        problem, recipe = build(config)
+    stream = io.StringIO()
+    outcome = train(config, problem, recipe, folder, resume=resume, stream=stream)
+    return outcome, stream.getvalue()
+
+
+def newest(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the newest checkpoint."""
+    from fewstep.core.training.checkpoint import checkpoints_in, read_checkpoint
+
+    snapshot = read_checkpoint(checkpoints_in(folder / "checkpoints")[0][1])
+    return {f"{file}/{name}": value for file, tensors in snapshot.tensors.items() for name, value in tensors.items()}
+
+
+def differences(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
+    """Names of tensors that are not equal bit for bit."""
+    assert a.keys() == b.keys()
+    return [name for name in a if a[name].dtype != b[name].dtype or not torch.equal(a[name], b[name])]
+
+
+__all__ = ["build", "config_of", "differences", "go", "newest"]
