@@ -38,7 +38,7 @@ def randoms(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def on_trajectory(process, t):
-    """States one standard deviation either side of the mean of x_t: averages over them are exact for affine students."""
+    """States a standard deviation either side of the mean of x_t: averages over them are exact for affine maps."""
     centre, spread = process.coefficients(t).alpha * MEAN, ExactGaussian(process).spread(t)
     return torch.stack([centre + spread, centre - spread], 1)
 

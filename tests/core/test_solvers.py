@@ -94,7 +94,8 @@ def test_back_out_is_undone_by_one_ddim_step(name, seed):
     t, s = process.unit_to_time(0.3 + 0.69 * u), process.unit_to_time(0.25 * u)
     x_t, x_s, anchor = randoms(8, 3, seed=seed), randoms(8, 3, seed=seed + 1), randoms(8, 3, seed=seed + 2)
     for after in (s, None):
-        x0 = back_out(x_t, x_s, t, after, process, anchor if process.has_anchor else None)
+        levels = process.coefficients(t), level(process, after, x_t)
+        x0 = back_out(x_t, x_s, *levels, anchor if process.has_anchor else None)
         clean = decompose(Prediction(x0, Kind.X0), x_t, t, process, anchor if process.has_anchor else None)
         assert_close(ddim_step(clean, after, process, anchor), x_s, rtol=1e-9, atol=1e-9)
 
@@ -102,7 +103,7 @@ def test_back_out_is_undone_by_one_ddim_step(name, seed):
 def test_back_out_in_variance_exploding_coordinates_is_the_slope():
     process, t, s = EDM(), torch.tensor([3.0]), torch.tensor([2.0])
     x_t, x_s = randoms(1, 4), randoms(1, 4, seed=1)
-    assert_close(back_out(x_t, x_s, t, s, process), x_t - 3.0 * (x_s - x_t) / (2.0 - 3.0), rtol=1e-12, atol=1e-12)
+    assert_close(back_out(x_t, x_s, process.coefficients(t), process.coefficients(s)), x_t - 3.0 * (x_s - x_t) / (2.0 - 3.0), rtol=1e-12, atol=1e-12)
 
 
 # ---------------------------------------------------------------- stochastic steps

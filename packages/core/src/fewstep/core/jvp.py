@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from fewstep.core.errors import UserError
 from fewstep.core.tensors import expand_to
@@ -21,10 +24,26 @@ Field = Callable[[Tensor, Tensor], Tensor]
 """A function of ``x`` "b *d" and ``t`` "b" with values like ``x``."""
 
 
+NORMALISATIONS = frozenset(
+    {F.group_norm, F.layer_norm, F.batch_norm, F.instance_norm, torch.group_norm, torch.layer_norm}
+)
+
+
+class _ContiguousNormalisation(TorchFunctionMode):
+    """Gives normalisation layers a contiguous copy of their input; a copy's derivative is contiguous too."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in NORMALISATIONS and args and isinstance(args[0], Tensor):
+            args = (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
-def differentiable_attention() -> Iterator[None]:
-    """Run what is inside with PyTorch's plain attention, the one kernel that has a forward derivative."""
-    with sdpa_kernel(SDPBackend.MATH):
+def forward_differentiable() -> Iterator[None]:
+    """Run what is inside with kernels that have a forward derivative: the same functions, more slowly."""
+    with sdpa_kernel(SDPBackend.MATH), _ContiguousNormalisation():
         yield
 
 
@@ -35,15 +54,15 @@ def directional_derivative(
     x_direction: Float[Tensor, "b *d"],
     t_direction: Float[Tensor, " b"],
     *,
-    plain_attention: bool = True,
+    plain_kernels: bool = True,
 ) -> tuple[Float[Tensor, "b *d"], Float[Tensor, "b *d"]]:
     """Return ``function(x, t)`` and its derivative along ``(x_direction, t_direction)``, exact, without gradient graph.
 
-    ``plain_attention``: select the attention kernel that can be differentiated. Raises UserError, saying what to do,
+    ``plain_kernels``: select the kernels that can be differentiated. Raises UserError, saying what to do,
     when an operation inside (a fused or custom attention, a compiled graph) has no forward derivative.
     """
     directions = (x_direction.to(x.dtype), t_direction.to(t.dtype))
-    kernels = differentiable_attention() if plain_attention else nullcontext()
+    kernels = forward_differentiable() if plain_kernels else nullcontext()
     try:
         with torch.no_grad(), kernels:
             value, derivative = torch.func.jvp(function, (x, t), directions)[:2]

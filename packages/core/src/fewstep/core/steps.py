@@ -82,21 +82,19 @@ def eta_keep(ratio: Float[Tensor, " b"], eta: float) -> Float[Tensor, " b"]:
 def back_out(
     x_t: Float[Tensor, "b *d"],
     x_s: Float[Tensor, "b *d"],
-    t: Float[Tensor, " b"],
-    s: Float[Tensor, " b"] | None,
-    process: Process,
+    before: Coefficients,
+    after: Coefficients,
     anchor: Float[Tensor, "b *d"] | None = None,
 ) -> Float[Tensor, "b *d"]:
     """Return the x0 whose single DDIM step from ``x_t`` lands on ``x_s`` (arXiv 2202.00512, appendix G).
 
     ``(x_s - r x_t) / (alpha_s - r alpha_t)``, ``r = sigma_s / sigma_t``, after the anchor is removed.
     """
-    now, after = level(process, t, x_t), level(process, s, x_t)
     core_t, core_s = precise(x_t), precise(x_s)
-    if process.has_anchor and anchor is not None:
-        core_t = core_t - expand_to(now.anchor, core_t) * anchor
+    if anchor is not None:
+        core_t = core_t - expand_to(before.anchor, core_t) * anchor
         core_s = core_s - expand_to(after.anchor, core_s) * anchor
-    ratio = after.sigma / now.sigma
-    # the factors are taken in float64: their difference is what fp16 loses at many steps
-    gap = after.alpha - ratio * now.alpha
+    ratio = after.sigma / before.sigma
+    # the factors are taken in float64: their difference is what half precision loses at many steps
+    gap = after.alpha - ratio * before.alpha
     return expand_to(1 / gap, core_s) * core_s - expand_to(ratio / gap, core_t) * core_t
