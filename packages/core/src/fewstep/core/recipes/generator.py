@@ -1,0 +1,174 @@
+"""What recipes with a generator and a fake score share: roles, the two phases, the fake score's own loss.
+
+The student makes samples; the fake score, a second copy of the teacher, is trained by denoising to know the law of
+those samples under noise; the student then moves along the difference between what teacher and fake score say. The
+fake score trains first in a step, so that it has seen the student it judges.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fewstep.core.denoiser import Denoiser, edm_sigma_data
+from fewstep.core.errors import check
+from fewstep.core.guidance import Guided
+from fewstep.core.losses.denoising import Weighting, denoising_loss, denoising_weight
+from fewstep.core.losses.distances import l2
+from fewstep.core.prediction import Clean, compose, decompose
+from fewstep.core.process import Process
+from fewstep.core.recipe import Batch, LossTerms, Phase, Recipe, RoleSpec, StepPlan
+from fewstep.core.recipes.rollout import Noised, Sample, StudentConfig, noised, student_plan, student_sample
+from fewstep.core.rng import Rng
+from fewstep.core.times import TimeConfig
+
+UpdateMode = Literal["every_step", "alternate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeScoreConfig:
+    """How the fake score is trained on the student's samples.
+
+    ``time``: the law of its noise levels. ``weighting``: ``native`` is the plain squared error of whatever the network
+    predicts; the others weigh the squared error of the clean sample (:mod:`fewstep.core.losses.denoising`).
+    ``guidance_scale``: the prediction that is trained is a guided one (SiD-LSG, arXiv 2406.01561). ``label_dropout``:
+    probability with which a whole batch is trained without its condition, which a guided fake score needs
+    (SwiftBrush, arXiv 2312.05239: 0.1).
+    """
+
+    time: TimeConfig = TimeConfig(low=0.0, high=1.0)
+    weighting: Literal["native"] | Weighting = "karras"
+    guidance_scale: float = 1.0
+    label_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(0 <= self.label_dropout < 1, f"fake.label_dropout must lie in [0, 1), got {self.label_dropout:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig(StudentConfig):
+    """Settings of every recipe with a generator and a fake score.
+
+    ``guidance_scale``: of the teacher; ``fake_guidance_scale``: of the fake score when it judges (1: none, the usual
+    choice). ``time``: the law of noise levels at which the student is judged. ``fake_updates``: how many steps there
+    are per student update. ``update_mode``: the fake score trains on ``every_step`` (as in the papers' code), or its
+    updates and the student's ``alternate``, ``fake_updates - 1`` to one.
+    """
+
+    guidance_scale: float = 1.0
+    fake_guidance_scale: float = 1.0
+    time: TimeConfig = TimeConfig()
+    fake: FakeScoreConfig = FakeScoreConfig()
+    fake_updates: int = 1
+    update_mode: UpdateMode = "every_step"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.fake_updates >= 1, f"fake_updates must be at least 1, got {self.fake_updates}")
+        check(
+            self.update_mode == "every_step" or self.fake_updates >= 2,
+            "update_mode 'alternate' needs fake_updates of at least 2: with 1 the fake score would never train",
+        )
+
+
+def fake_score_roles() -> tuple[RoleSpec, ...]:
+    """Return the student, the frozen teacher and the fake score."""
+    return (RoleSpec("student", ema=True), RoleSpec("teacher", init="frozen"), RoleSpec("fake_score"))
+
+
+def fake_score_phases(
+    fake_updates: int, update_mode: UpdateMode = "every_step", with_fake: tuple[str, ...] = ()
+) -> tuple[Phase, ...]:
+    """Return the fake score's phase, which trains ``with_fake`` too, and the student's every ``fake_updates`` steps."""
+    skip = fake_updates if update_mode == "alternate" else 0
+    return (
+        Phase("fake_score", ("fake_score", *with_fake), skip=skip),
+        Phase("student", ("student",), every=fake_updates),
+    )
+
+
+class GeneratorRecipe(Recipe):
+    """A recipe whose phases are ``fake_score`` and ``student``; subclasses write :meth:`student_loss`."""
+
+    config: GeneratorConfig
+
+    @classmethod
+    def role_specs(cls, config: GeneratorConfig) -> tuple[RoleSpec, ...]:
+        """Return the student, the frozen teacher and the fake score."""
+        return fake_score_roles()
+
+    @classmethod
+    def phases(cls, config: GeneratorConfig) -> tuple[Phase, ...]:
+        """Return the fake score's phase and the student's, every ``fake_updates`` steps."""
+        return fake_score_phases(config.fake_updates, config.update_mode)
+
+    @classmethod
+    def plan(cls, config: GeneratorConfig, process: Process, num_steps: int) -> StepPlan:
+        """Return re-noising at the student's times; UserError for a number of steps it was not made for."""
+        return student_plan(cls.name, config, process, num_steps)
+
+    def loss(self, phase: str, batch: Batch, rng: Rng, step: int) -> LossTerms:
+        """Return the loss of the phase on fresh samples of the student."""
+        sample = self.sample(batch, rng, grad=phase == "student")
+        if phase == "student":
+            return self.student_loss(sample, batch, rng, step)
+        return self.fake_score_loss(sample, batch, rng, step)
+
+    def sample(self, batch: Batch, rng: Rng, *, grad: bool) -> Sample:
+        """Return samples of the student."""
+        return student_sample(self.actors, self.config, batch, rng, grad=grad)
+
+    @abstractmethod
+    def student_loss(self, sample: Sample, batch: Batch, rng: Rng, step: int) -> LossTerms:
+        """Return the student's loss on a sample that carries its graph."""
+
+    def fake_score_loss(self, sample: Sample, batch: Batch, rng: Rng, step: int) -> LossTerms:
+        """Return the denoising loss of the fake score on a detached sample."""
+        return LossTerms({"denoise": self.denoise(sample, self.noised(sample, self.config.fake.time, rng, step), rng)})
+
+    @property
+    def process(self) -> Process:
+        """Return the process all roles share."""
+        return self.actors.process
+
+    def noised(self, sample: Sample, law: TimeConfig, rng: Rng, step: int, *, through: bool = False) -> Noised:
+        """Return the sample noised at times drawn from ``law``; attached to the sample when ``through``."""
+        if not through:
+            sample = Sample(sample.x0.detach(), sample.cond)
+        return noised(self.process, sample, law, rng, "noised", step)
+
+    def teacher(self) -> Denoiser:
+        """Return the teacher under its guidance."""
+        return Guided(self.actors.denoiser("teacher"), self.config.guidance_scale)
+
+    def fake_score(self) -> Denoiser:
+        """Return the fake score as it judges, under its guidance if any."""
+        return Guided(self.actors.denoiser("fake_score"), self.config.fake_guidance_scale)
+
+    def clean_pair(self, sample: Sample, at: Noised, rng: Rng, *, through: bool) -> tuple[Tensor, Tensor]:
+        """Return teacher's and fake score's clean predictions; with their graphs when ``through``.
+
+        Both see the same dropout masks, so that copies that are in training mode still agree exactly.
+        """
+        with torch.set_grad_enabled(through):
+            with rng.network_noise("dropout"):
+                teacher = self.teacher().x0(at.x_t, at.t, sample.cond)
+            with rng.network_noise("dropout"):
+                return teacher, self.fake_score().x0(at.x_t, at.t, sample.cond)
+
+    def denoise(self, sample: Sample, at: Noised, rng: Rng) -> Tensor:
+        """Return the fake score's denoising loss at a noised sample, one value per sample."""
+        config, fake, cond = self.config.fake, self.actors.denoiser("fake_score"), sample.cond
+        if config.label_dropout > 0 and rng.shared_uniform("label_dropout") < config.label_dropout:
+            cond = fake.null(cond)
+        prediction = Guided(fake, config.guidance_scale).predict(at.x_t, at.t, cond)
+        anchor = cond.get("anchor")
+        if config.weighting == "native":
+            truth = compose(Clean(sample.x0, at.eps), prediction.kind, at.t, self.process, anchor)
+            return l2(prediction.value, truth)
+        weight = denoising_weight(config.weighting, at.alpha, at.sigma, sigma_data=edm_sigma_data(self.process))
+        return denoising_loss(decompose(prediction, at.x_t, at.t, self.process, anchor).x0, sample.x0, weight)
