@@ -14,9 +14,9 @@ from fewstep.core.process.tables import VP
 def process_from_scheduler(config: Mapping[str, Any]) -> tuple[Process, str]:
     """Return the process and the prediction kind's name that a diffusers scheduler config describes.
 
-    Raises UserError for a scheduler class this version cannot read.
+    Raises UserError for a scheduler this version cannot read, and for a config that names no class and has no betas.
     """
-    name = str(config.get("_class_name", "DDPMScheduler"))
+    name = str(config.get("_class_name", ""))
     if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
         return RectifiedFlow(shift=float(config.get("shift") or config.get("flow_shift") or 1.0)), "flow"
     if name.startswith("EDM"):
@@ -24,6 +24,11 @@ def process_from_scheduler(config: Mapping[str, Any]) -> tuple[Process, str]:
         return EDM(**{k: float(config[k]) for k in keys if config.get(k) is not None}), "x0"
     if name == "SCMScheduler":
         return TrigFlow(sigma_data=float(config.get("sigma_data", 0.5))), "velocity"
+    if not (
+        {"beta_schedule", "beta_start", "trained_betas"} & config.keys() or name in ("DDPMScheduler", "DDIMScheduler")
+    ):
+        what = f"this version cannot read a {name}" if name else "no '_class_name' and no betas in it: add the class"
+        raise UserError(f"scheduler config: {what}")
     kinds = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
     prediction = str(config.get("prediction_type", "epsilon"))
     if prediction not in kinds:

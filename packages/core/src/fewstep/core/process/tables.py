@@ -193,9 +193,9 @@ class ResidualShift(Process):
 
     def time_from_tau(self, tau: Times) -> Times:
         """Return the (fractional) index with ``kappa r / (1 - r^2) = tau``, r = sqrt(eta)."""
-        tau = tau.double()
-        # the stable root of tau r^2 + kappa r - tau = 0
-        root = 2 * tau / (self.kappa + (self.kappa**2 + 4 * tau**2).sqrt())
+        ratio = self.kappa / tau.double()
+        # the stable root of r^2 + ratio r - 1 = 0, good for tau 0 and infinity
+        root = 2 / (ratio + (ratio**2 + 4).sqrt())
         root = root.clamp(self.start, self.eta_end)
         fraction = ((root / self.start).log() / self.log_growth).clamp(0, 1) ** (1 / self.power)
         return fraction * self.t_max
