@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from fewstep.core.errors import UserError, check
 from fewstep.core.tensors import precise
 
 
+@runtime_checkable
 class DecayLaw(Protocol):
     """The decay as a function of the number of updates made, the current one included (from 1)."""
 
