@@ -1,0 +1,25 @@
+"""`fewstep list`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from fewstep.core.cli.tables import table
+from fewstep.core.domain import domain_names, find_domain
+from fewstep.core.recipes import find_recipe, recipe_names
+from fewstep.core.training.config import config_names
+
+
+def show_list(args: Namespace) -> None:
+    """Print recipes with their papers, and domains with their configs."""
+    recipes = [find_recipe(name) for name in recipe_names()]
+    print("recipes\n")
+    print(table([{"name": r.name, "paper": f"arXiv {r.paper}", "what it does": r.summary} for r in recipes]))
+    print("\ndomains\n")
+    found = [find_domain(name) for name in domain_names()]
+    print(table([{"name": d.name, "what is there": d.summary} for d in found]))
+    for domain in found:
+        names = config_names(domain)
+        if names:
+            print(f"\nconfigs of {domain.name} (fewstep {domain.name} train --config NAME)\n")
+            print("\n".join(f"  {name}" for name in names))

@@ -1,0 +1,37 @@
+"""The verbs the image domain adds to the command line; loads no library until one runs."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from fewstep.core.verb import Verb
+
+
+def _classifier_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to (the file shipped with the package)")
+
+
+def _classifier(args: Namespace) -> None:
+    from fewstep.core.image.classifier import WEIGHTS, held_out_accuracy, save_classifier, train_classifier
+
+    model = train_classifier()
+    file = save_classifier(model, args.out or WEIGHTS)
+    print(f"{file}: {held_out_accuracy(model):.1%} of the held-out digits")
+
+
+def _demo_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="(runs/demo)")
+    parser.add_argument("--from-scratch", action="store_true", help="train the teacher too, which takes longer")
+
+
+def _demo(args: Namespace) -> None:
+    from fewstep.core.image.demo import run_demo
+
+    run_demo(args.out, from_scratch=args.from_scratch)
+
+
+VERBS = {
+    "classifier": Verb("train the digits classifier that metrics use", _classifier_arguments, _classifier),
+    "demo": Verb("train few-step students of the digits teacher in minutes, and draw them", _demo_arguments, _demo),
+}
