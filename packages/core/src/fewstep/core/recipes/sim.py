@@ -13,7 +13,7 @@ from fewstep.core.recipes.diff_instruct import LOGNORMAL
 from fewstep.core.recipes.generator import FakeScoreConfig, GeneratorConfig, GeneratorRecipe
 from fewstep.core.recipes.rollout import Sample
 from fewstep.core.rng import Rng
-from fewstep.core.tensors import expand_to, numel_per_sample
+from fewstep.core.tensors import expand_to
 from fewstep.core.times import TimeConfig
 
 
@@ -56,7 +56,7 @@ class SIM(GeneratorRecipe):
             teacher, fake = (
                 (expand_to(at.alpha, x_t) * x0 - x_t) / expand_to(at.sigma**2, x_t) for x0 in (teacher, fake)
             )
-        value = sim_loss(target, teacher, fake, distance) / numel_per_sample(sample.x0)
+        value = sim_loss(target, teacher, fake, distance, reduction="mean")
         return LossTerms({"sim": value}, metrics={"distance": distance_of(teacher, fake, distance), "gap": clean_gap})
 
     def distance(self, sample: Sample) -> Distance:

@@ -24,8 +24,8 @@ class VSDConfig(GeneratorConfig):
 
     SwiftBrush guides teacher and fake score alike, at 4.5, and therefore trains the fake score without its condition
     in a tenth of the batches; its critic minimises alpha^2 times the eps loss (``discounted_snr``). Its learning rates,
-    1e-6 for the student and 1e-3 for the LoRA, are the method's two time scales. ProlificDreamer guides the teacher only,
-    at 7.5, on the plain eps loss (``snr``).
+    1e-6 for the student and 1e-3 for the LoRA, are the method's two time scales. ProlificDreamer guides the teacher
+    only, at 7.5, on the plain eps loss (``snr``).
     """
 
     weight: SDSWeight = "sigma2"
