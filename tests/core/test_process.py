@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 from core.processes import PROCESSES, anchored, at, inner_times, randoms
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -33,6 +33,7 @@ fractions = st.floats(0.001, 0.999)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
+@settings(max_examples=40)
 @given(u=fractions)
 def test_clocks_invert_each_other(name, u):
     process = PROCESSES[name]
@@ -101,6 +102,7 @@ def test_times_repeats_a_number_and_keeps_a_list():
 # ---------------------------------------------------------------- families
 
 
+@settings(max_examples=40)
 @given(u=fractions)
 @pytest.mark.parametrize("name", ["vp", "ddpm", "cosine"])
 def test_variance_is_preserved_between_levels_too(name, u):
@@ -232,6 +234,7 @@ def test_lidiff_s_offsets():
 
 
 @pytest.mark.parametrize("name", PROCESSES)
+@settings(max_examples=25)
 @given(first=fractions, second=fractions, seed=st.integers(0, 99))
 def test_renoising_keeps_the_marginal(name, first, second, seed):
     """x_t from x_s has the mean and variance of x_t from x0: the forward kernel composes."""

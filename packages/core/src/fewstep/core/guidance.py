@@ -67,7 +67,7 @@ class Guided(Denoiser):
     """A denoiser under classifier-free guidance, in one doubled batch.
 
     ``scale``: a number, or one per sample, or the name of a condition entry that holds one per sample (random-scale
-    guidance). ``negative``: a condition used in place of the unconditional one. ``phi``: guidance rescale, on x0. Scale
+    guidance). ``negative``: entries of a condition used in place of the unconditional one. ``phi``: guidance rescale, on x0. Scale
     1 costs one evaluation only.
     """
 
@@ -89,7 +89,7 @@ class Guided(Denoiser):
             scale = self.scale
         if isinstance(scale, float | int) and scale == 1.0:
             return self.inner.predict(x_t, t, cond)
-        negative = self.negative if self.negative is not None else self.inner.null(cond)
+        negative = self.inner.null(cond) if self.negative is None else {**cond, **self.negative}
         x2, t2 = torch.cat([x_t, x_t]), torch.cat([t, t])
         both = concat([cond, negative])
         if self.phi > 0:
