@@ -23,8 +23,10 @@ class SIMConfig(GeneratorConfig):
 
     ``distance``: of the difference of the two predictions; ``huber_c`` of the pseudo-Huber distance (default
     ``0.00054 sqrt(n)``, iCT's rule), ``power`` of the other. ``space``: where ``distance`` and ``huber_c`` live, clean
-    samples (steadier) or scores; in scores, ``c`` means another thing at each noise level. The student starts in the
-    middle of EDM's levels, noise level 2.5, and is judged up to 24 (paper; SiD).
+    samples (steadier) or scores; in scores, ``c`` means another thing at each noise level. ``weight_power`` p weighs
+    noise levels by ``(sigma^2/alpha)^p``: in scores, p = 1 (pseudo-Huber) or 2 (L2) brings the loss to the size it has
+    in clean samples. The student starts in the middle of EDM's levels, noise level 2.5, and is judged up to 24 (paper;
+    SiD).
     """
 
     student_start: float = 0.5
@@ -32,6 +34,7 @@ class SIMConfig(GeneratorConfig):
     huber_c: float | None = None
     power: float = 2.0
     space: Literal["x0", "score"] = "x0"
+    weight_power: float = 0.0
     time: TimeConfig = TimeConfig(low=0.0, high=0.8)
     fake: FakeScoreConfig = FakeScoreConfig(time=LOGNORMAL)
 
@@ -56,7 +59,8 @@ class SIM(GeneratorRecipe):
             teacher, fake = (
                 (expand_to(at.alpha, x_t) * x0 - x_t) / expand_to(at.sigma**2, x_t) for x0 in (teacher, fake)
             )
-        value = sim_loss(target, teacher, fake, distance, reduction="mean")
+        weight = (at.sigma**2 / at.alpha) ** self.config.weight_power
+        value = sim_loss(target, teacher, fake, distance, weight=weight, reduction="mean")
         return LossTerms({"sim": value}, metrics={"distance": distance_of(teacher, fake, distance), "gap": clean_gap})
 
     def distance(self, sample: Sample) -> Distance:
