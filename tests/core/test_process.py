@@ -129,6 +129,7 @@ def test_pure_noise_is_exactly_that():
         end = process.coefficients(at(process.t_max))
         assert end.alpha.item() == 0
         assert process.tau(at(process.t_max)).item() == math.inf
+    assert TrigFlow().coefficients(torch.tensor([math.pi / 2])).alpha.item() == 0  # rounded upwards in float32
     assert TrigFlow(0.7).coefficients(at(math.pi / 2)).sigma.item() == pytest.approx(0.7)
 
 

@@ -163,7 +163,7 @@ class TrigFlow(Process):
     def coefficients(self, t: Times) -> Coefficients:
         """Return cos t, sigma_data sin t, 0."""
         t = t.double()
-        alpha = torch.where(t == math.pi / 2, torch.zeros_like(t), t.cos())
+        alpha = torch.where(t >= math.pi / 2, torch.zeros_like(t), t.cos())  # float32 rounds pi/2 upwards
         return Coefficients(alpha, self.sigma_data * t.sin(), torch.zeros_like(t))
 
     def rates(self, t: Times) -> Coefficients:
