@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -97,12 +97,12 @@ class GeneratorRecipe(Recipe):
     config: GeneratorConfig
 
     @classmethod
-    def role_specs(cls, config: GeneratorConfig) -> tuple[RoleSpec, ...]:
+    def role_specs(cls, config: Any) -> tuple[RoleSpec, ...]:
         """Return the student, the frozen teacher and the fake score."""
         return fake_score_roles()
 
     @classmethod
-    def phases(cls, config: GeneratorConfig) -> tuple[Phase, ...]:
+    def phases(cls, config: Any) -> tuple[Phase, ...]:
         """Return the fake score's phase and the student's, every ``fake_updates`` steps."""
         return fake_score_phases(config.fake_updates, config.update_mode)
 
