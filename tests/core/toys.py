@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 from fewstep.core.denoiser import Cond, Denoiser, NetworkDenoiser, Plain
 from fewstep.core.domain import Problem
 from fewstep.core.networks.reference import MLPBackbone
+from fewstep.core.networks.roles import RolesConfig, build_roles
 from fewstep.core.prediction import Kind
 from fewstep.core.process import VP, Process
 from fewstep.core.recipe import Actors, Batch, LossTerms, Phase, Recipe, RoleSpec, StepPlan
@@ -35,6 +35,7 @@ class ToyNetworkConfig:
 @dataclass(frozen=True, kw_only=True)
 class ToyDomainConfig:
     network: ToyNetworkConfig = ToyNetworkConfig()
+    roles: RolesConfig = RolesConfig(rank=2)
     dtype: Literal["float32", "float64"] = "float32"
     folder: Path | None = None
     sizes: tuple[int, ...] = (64,)
@@ -61,21 +62,6 @@ def network(config: ToyDomainConfig, seed: int) -> MLPBackbone:
         DIM, width=config.network.width, depth=1, num_classes=CLASSES, dropout=config.network.dropout, seed=seed
     )
     return made.to(getattr(torch, config.dtype))
-
-
-def toy_roles(config: ToyDomainConfig, specs: Sequence[RoleSpec], seed: int, process: Process) -> dict[str, Any]:
-    teacher = network(config, 1234)
-    roles: dict[str, Any] = {}
-    for index, spec in enumerate(specs):
-        if spec.kind == "module":
-            assert spec.build is not None
-            roles[spec.name] = spec.build(seed).to(getattr(torch, config.dtype))
-            continue
-        backbone = network(config, seed + index) if spec.init == "fresh" else copy.deepcopy(teacher)
-        if spec.extras:
-            backbone = backbone.with_extras(spec.extras, seed)
-        roles[spec.name] = NetworkDenoiser(backbone, process, Plain(Kind.EPS))
-    return roles
 
 
 def render(rows: Sequence[tuple[str, Tensor]], stem: Path) -> Path:
@@ -114,9 +100,18 @@ class ToyDomain:
     ) -> Problem:
         process = self.process(config)
         dtype = getattr(torch, config.dtype)
-        roles = toy_roles(config, specs, seed, process)
+        teacher = NetworkDenoiser(network(config, 1234), process, Plain(Kind.EPS))
+        roles = build_roles(
+            teacher,
+            specs,
+            config.roles,
+            seed,
+            shape=(DIM,),
+            cond={"label": torch.zeros(1, dtype=torch.long)},
+            fresh=lambda seed: teacher.with_backbone(network(config, seed)),
+        )
         for role in roles.values():
-            (role.backbone if isinstance(role, NetworkDenoiser) else role).to(device)
+            (role.backbone if isinstance(role, NetworkDenoiser) else role).to(device, dtype)
         return Problem(
             actors=Actors(roles=roles, process=process, shape=(DIM,), dtype=dtype),
             data=ToyData(dtype),
