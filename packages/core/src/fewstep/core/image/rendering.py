@@ -20,7 +20,7 @@ INK = (40, 40, 40)
 PAPER = (255, 255, 255)
 
 
-def render_rows(rows: Sequence[tuple[str, Float[Tensor, "n c h w"]]], stem: Path) -> Path:
+def render_rows(rows: Sequence[tuple[str, Float[Tensor, "_ c h w"]]], stem: Path) -> Path:
     """Write rows of images in [-1, 1], each under its label, as ``stem.png``; returns the file.
 
     Small images are enlarged by a whole factor without smoothing, so that every pixel stays visible. Raises UserError
