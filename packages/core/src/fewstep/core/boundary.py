@@ -58,12 +58,16 @@ def lcm_scalings(
     The boundary holds at index 0 and has all but vanished one index on (skip 2e-3), as in the published models.
     Raises UserError for a process without indices.
     """
+    _check_index(process)
+    scaled = time_scale * t.double()
+    return Scalings(sigma_data**2 / (scaled**2 + sigma_data**2), scaled / (scaled**2 + sigma_data**2).sqrt())
+
+
+def _check_index(process: Process) -> None:
     if not process.discrete:
         raise UserError(
             f"the lcm boundary is defined on a table's index; {type(process).__name__} has none: use edm or jump"
         )
-    scaled = time_scale * t.double()
-    return Scalings(sigma_data**2 / (scaled**2 + sigma_data**2), scaled / (scaled**2 + sigma_data**2).sqrt())
 
 
 class ConsistencyFunction(Denoiser):
@@ -75,6 +79,8 @@ class ConsistencyFunction(Denoiser):
     def __init__(self, inner: Denoiser, boundary: Literal["edm", "lcm"], sigma_data: float = 0.5) -> None:
         if inner.process.has_anchor:
             raise UserError(f"consistency boundary '{boundary}' has no form with an anchor: use boundary 'jump'")
+        if boundary == "lcm":
+            _check_index(inner.process)
         self.inner, self.process, self.boundary, self.sigma_data = inner, inner.process, boundary, sigma_data
 
     def predict(self, x_t: Float[Tensor, "b *d"], t: Float[Tensor, " b"], cond: Cond) -> Prediction:
