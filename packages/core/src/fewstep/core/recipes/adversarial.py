@@ -74,7 +74,7 @@ class AdversarialRecipe(GeneratorRecipe):
     def phases(cls, config: AdversarialGeneratorConfig) -> tuple[Phase, ...]:
         """Return the fake score's phase, which trains the discriminator as well, and the student's."""
         also = tuple(spec.name for spec in cls.role_specs(config) if spec.kind == "discriminator")
-        return fake_score_phases(config.fake_updates, config.update_mode, also)
+        return fake_score_phases(config.fake_updates, config.update_mode, also, warmup=config.fake_warmup)
 
     def discriminator(self) -> Discriminator:
         """Return the discriminator; UserError when the role is something else."""
@@ -111,11 +111,14 @@ class AdversarialRecipe(GeneratorRecipe):
         at = noised_at(self.process, sample, t, rng.normal_like("adversarial/eps", sample.x0))
         return generator_loss(self.discriminator().patch_logits(at.x_t, t, sample.cond))
 
-    def with_adversary(self, terms: LossTerms, sample: Sample, rng: Rng, step: int) -> LossTerms:
-        """Return the student's terms with the adversarial one, once it has started."""
+    def with_adversary(
+        self, terms: LossTerms, sample: Sample, rng: Rng, step: int, scale: Float[Tensor, " b"] | None = None
+    ) -> LossTerms:
+        """Return the student's terms with the adversarial one, times ``scale``, once it has started."""
         config = self.config.adversarial
         if config.weight == 0 or step < config.start:
             return terms
         value = self.adversarial_loss(sample, rng, step)
+        value = value if scale is None else value * scale.detach()
         weights = {**terms.weights, "adversarial": config.weight}
         return LossTerms({**terms.terms, "adversarial": value}, weights, terms.metrics)

@@ -54,21 +54,24 @@ class GeneratorConfig(StudentConfig):
     """Settings of every recipe with a generator and a fake score.
 
     ``guidance_scale``: of the teacher; ``fake_guidance_scale``: of the fake score when it judges (1: none, the usual
-    choice). ``time``: the law of noise levels at which the student is judged. ``fake_updates``: how many steps there
-    are per student update. ``update_mode``: the fake score trains on ``every_step`` (as in the papers' code), or its
-    updates and the student's ``alternate``, ``fake_updates - 1`` to one.
+    choice). ``time``: the law of noise levels at which the student is judged. ``fake_warmup``: steps in which only the
+    fake score trains. ``fake_updates``: how many steps there are per student update. ``update_mode``: the fake score
+    trains on ``every_step`` (as in the papers' code), or its updates and the student's ``alternate``,
+    ``fake_updates - 1`` to one.
     """
 
     guidance_scale: float = 1.0
     fake_guidance_scale: float = 1.0
     time: TimeConfig = TimeConfig()
     fake: FakeScoreConfig = FakeScoreConfig()
+    fake_warmup: int = 0
     fake_updates: int = 1
     update_mode: UpdateMode = "every_step"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.fake_updates >= 1, f"fake_updates must be at least 1, got {self.fake_updates}")
+        check(self.fake_warmup >= 0, f"fake_warmup must not be negative, got {self.fake_warmup}")
         check(
             self.update_mode == "every_step" or self.fake_updates >= 2,
             "update_mode 'alternate' needs fake_updates of at least 2: with 1 the fake score would never train",
@@ -81,13 +84,13 @@ def fake_score_roles() -> tuple[RoleSpec, ...]:
 
 
 def fake_score_phases(
-    fake_updates: int, update_mode: UpdateMode = "every_step", with_fake: tuple[str, ...] = ()
+    fake_updates: int, update_mode: UpdateMode = "every_step", with_fake: tuple[str, ...] = (), *, warmup: int = 0
 ) -> tuple[Phase, ...]:
     """Return the fake score's phase, which trains ``with_fake`` too, and the student's every ``fake_updates`` steps."""
     skip = fake_updates if update_mode == "alternate" else 0
     return (
         Phase("fake_score", ("fake_score", *with_fake), skip=skip),
-        Phase("student", ("student",), every=fake_updates),
+        Phase("student", ("student",), every=fake_updates, start=warmup),
     )
 
 
@@ -104,7 +107,7 @@ class GeneratorRecipe(Recipe):
     @classmethod
     def phases(cls, config: Any) -> tuple[Phase, ...]:
         """Return the fake score's phase and the student's, every ``fake_updates`` steps."""
-        return fake_score_phases(config.fake_updates, config.update_mode)
+        return fake_score_phases(config.fake_updates, config.update_mode, warmup=config.fake_warmup)
 
     @classmethod
     def plan(cls, config: GeneratorConfig, process: Process, num_steps: int) -> StepPlan:
