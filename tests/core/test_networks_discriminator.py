@@ -145,6 +145,9 @@ def test_videos_and_tokens_have_heads_and_samples_do_not_mix(name, head):
     net = NetworkDenoiser(Video(), VP.linear(), Plain(Kind.EPS))
     config = DiscriminatorConfig(width=16, taps=(name,), head=head)
     discriminator = make_discriminator(net, config, (2, 3, 4, 4), {}, seed=0)
+    with torch.no_grad():
+        for parameter in discriminator.parameters():
+            parameter += 0.1  # the conditioning on time starts at zero
     x = noise(2, 2, 3, 4, 4)
     both, t = discriminator.patch_logits(x, T, {}), T
     assert both.shape == (2, 3 * 16)

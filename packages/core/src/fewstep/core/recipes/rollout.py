@@ -45,7 +45,7 @@ class StudentConfig:
         check(all(0 < u <= 1 for u in listed), f"student_times are fractions in (0, 1], got {list(listed)}")
         check(all(a > b for a, b in itertools.pairwise(listed)), f"student_times must fall, got {list(listed)}")
         check(
-            not listed or steps in (1, len(listed)),
+            not listed or steps in (type(self).student_steps, len(listed)),
             f"student_steps is {steps} but student_times lists {len(listed)}: give one of the two",
         )
 
