@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from core.score_bed import F64, Bed, Mixture
+from core.score_bed import F64, Bed, Mixture, bed
 from torch import Tensor, nn
 
 from fewstep.core.denoiser import Cond, Denoiser, EDMScaling, NetworkDenoiser
 from fewstep.core.losses.denoising import denoising_loss, denoising_weight
 from fewstep.core.metrics.sliced import sliced_wasserstein
+from fewstep.core.networks.discriminator import Discriminator
 from fewstep.core.networks.reference import MLPBackbone
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import EDM, Process
@@ -62,20 +63,35 @@ def on_bed(
     return recipe, recipe.loss("student", Batch(n), rng, step)
 
 
-class ExactRatio(nn.Module):
+class ExactRatio(Discriminator):
     """A discriminator at its optimum: the logit is the log ratio of the bed's densities, attached to ``x_t``."""
 
     def __init__(self, here: Bed) -> None:
         super().__init__()
         self.here = here
 
-    def log_ratio(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return self.here.teacher.log_density(x_t, t) - self.here.fake.log_density(x_t, t)
-
-    logits = log_ratio
-
     def patch_logits(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return self.log_ratio(x_t, t, cond)[:, None]
+        return (self.here.teacher.log_density(x_t, t) - self.here.fake.log_density(x_t, t))[:, None]
+
+
+def in_pieces(
+    recipe_type: type[Recipe], config: Any, cuts: Sequence[int], *, steps: int = 3, size: int = 12
+) -> tuple[Tensor, dict[str, Tensor], Recipe]:
+    """Run student phases with the batch cut into micro-batches; returns the samples' losses and the recipe's state."""
+    here = bed("R1", nodes=3)
+    roles = {"teacher": here.teacher, "fake_score": here.fake, "discriminator": ExactRatio(here)}
+
+    def generate(batch: Batch, rng: Rng) -> tuple[Tensor, Cond]:
+        return here.k * rng.normal("z", (1,), F64) + here.b, {}
+
+    recipe = recipe_type(config, Actors(roles, here.process, (1,), generate, dtype=F64))
+    losses = []
+    for step in range(steps):
+        rng = Rng.for_batch(0, step, size)
+        for start, stop in zip([0, *cuts], [*cuts, size], strict=True):
+            losses.append(recipe.loss("student", Batch(stop - start), rng.select(start, stop), step).total().detach())
+        recipe.after_step(step)
+    return torch.cat(losses), recipe.state(), recipe
 
 
 class Learner(Denoiser, nn.Module):

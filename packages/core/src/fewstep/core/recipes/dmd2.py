@@ -77,10 +77,7 @@ class DMD2(AdversarialRecipe):
         """Return the matching surrogate, and the regression and adversarial losses where they have a weight."""
         config = self.config
         at = self.noised(sample, config.time, rng, step)
-        teacher, fake = self.clean_pair(sample, at, rng, through=False)
-        weight = self.gap_weight(sample, at)
-        matching = distribution_matching_loss(sample.x0, teacher, fake, weight=weight, normalise=config.normalise)
-        terms = LossTerms({"matching": matching}, metrics={"gap": gap(teacher, fake)})
+        terms = self.matching(sample, at, self.clean_pair(sample, at, rng, through=False), step)
         if config.regression_weight > 0:
             regression = self.regression_loss(batch, rng)
             terms = LossTerms(
@@ -88,9 +85,10 @@ class DMD2(AdversarialRecipe):
             )
         return self.with_adversary(terms, sample, rng, step)
 
-    def gap_weight(self, sample: Sample, at: Noised) -> Float[Tensor, " b"] | None:
-        """Return a weight of each sample's direction; none here, the place where f-distill puts its own."""
-        return None
+    def matching(self, sample: Sample, at: Noised, pair: tuple[Tensor, Tensor], step: int) -> LossTerms:
+        """Return the matching surrogate for teacher's and fake score's clean predictions; f-distill weighs it."""
+        value = distribution_matching_loss(sample.x0, *pair, normalise=self.config.normalise)
+        return LossTerms({"matching": value}, metrics={"gap": gap(*pair)})
 
     def regression_loss(self, batch: Batch, rng: Rng) -> Float[Tensor, " b"]:
         """Return the squared distance of the student's first prediction from the teacher's sample of the same noise."""
