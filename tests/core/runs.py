@@ -17,11 +17,18 @@ from fewstep.core.training.loop import Outcome, train
 from fewstep.core.training.settings import RunConfig
 
 BUILT_IN.setdefault("toy", ("core.toys", "ToyRecipe"))
+# settings that let every part of a recipe act within six steps
+PARTS = {
+    "dmd2": ("recipe.fake_updates=2", "recipe.adversarial.weight=0.1", "recipe.regression_weight=0.5",
+             "recipe.regression_steps=2", "recipe.student_steps=2", "train.sample_steps=[2]"),
+    "f-distill": ("recipe.fake_updates=2",),
+    "progressive": ("recipe.start_steps=4", "recipe.round_steps=1"),  # rounds end after steps 1 and 3
+}  # fmt: skip
 SMALL = ("train.steps=6", "train.batch=8", "optim.lr=1e-2", "train.log_every=2", "train.eval_samples=12")
 
 
 def config_of(*overrides: str, recipe: str = "toy") -> RunConfig:
-    return load_config(None, [f"recipe.name={recipe}", *SMALL, *overrides], domain=ToyDomain())
+    return load_config(None, [f"recipe.name={recipe}", *SMALL, *PARTS.get(recipe, ()), *overrides], domain=ToyDomain())
 
 
 def build(config: RunConfig) -> tuple[Problem, Recipe]:

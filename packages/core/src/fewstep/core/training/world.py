@@ -56,6 +56,11 @@ class World:
         self.size: int = self.accelerator.num_processes
         self.main = self.rank == 0
         self.shards = self.accelerator.distributed_type == DistributedType.FSDP
+        self.reshard = True
+        if self.shards:
+            plugin = self.accelerator.state.fsdp_plugin
+            check(plugin.fsdp_version == 2, "only FSDP2 is supported: set fsdp_version: 2 in accelerate's config")
+            self.reshard = bool(plugin.reshard_after_forward)
 
     def share(self, batch: int) -> tuple[int, int]:
         """Return the first sample of this process and the number of its samples; UserError when shares are unequal."""
@@ -145,14 +150,10 @@ class World:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        plugin = self.accelerator.state.fsdp_plugin
-        check(plugin.fsdp_version == 2, "only FSDP2 is supported: set fsdp_version: 2 in accelerate's config")
         mesh = init_device_mesh(self.device.type, (self.size,))
-        reshard = bool(plugin.reshard_after_forward)
         for network in networks:
-            for block in _blocks(network):
-                fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
-            fully_shard(network, mesh=mesh, reshard_after_forward=reshard)
+            for part in (*_blocks(network), network):
+                fully_shard(part, mesh=mesh, reshard_after_forward=self.reshard)
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:

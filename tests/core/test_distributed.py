@@ -1,0 +1,106 @@
+"""One process with the whole batch, two with half each, and accumulation: the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from core.runs import config_of, go, newest
+
+from fewstep.core.training.trackers import read_metrics
+
+TESTS = Path(__file__).parents[1]
+DOUBLE = "domain.dtype=float64"
+RECIPES = ("dmd2", "f-distill", "consistency", "toy")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Everything two processes have to do, in one launch."""
+    root = tmp_path_factory.mktemp("two")
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = [Path(__file__).with_name("two_processes.py"), root, ",".join(RECIPES)]
+    done = subprocess.run([*launch, *script], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root
+
+
+def said(root: Path) -> list[dict]:
+    return [json.loads((root / f"said-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def assert_same(a: dict, b: dict, tolerance: float = 1e-12) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(b[name], a[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_processes_and_accumulation_change_nothing(tmp_path, two, name):
+    go(config_of(DOUBLE, recipe=name), tmp_path / "one")
+    go(config_of(DOUBLE, "train.micro_batch=4", recipe=name), tmp_path / "parts")
+    one = newest(tmp_path / "one")
+    assert_same(one, newest(tmp_path / "parts"))
+    assert_same(one, newest(two / f"two-{name}"))
+    assert_same(one, newest(two / f"shards-{name}"))  # networks divided over two processes, stopped and resumed
+    for ours, theirs in zip(read_metrics(tmp_path / "one"), read_metrics(two / f"two-{name}"), strict=True):
+        for key in (key for key in ours if not key.startswith("time/")):
+            assert theirs[key] == pytest.approx(ours[key], rel=1e-10, abs=1e-10), key
+
+
+def test_two_processes_took_part(two):
+    assert [each["size"] for each in said(two)] == [2, 2]
+
+
+def test_a_network_in_shards_is_divided(two):
+    whole = sum(value.numel() for name, value in newest(two / "two-toy").items() if name.startswith("role.student/"))
+    parts = [each["parameters"] for each in said(two)]
+    assert sum(parts) == whole
+    assert max(parts) < 0.7 * whole
+
+
+def test_memory_of_one_process_decides_for_all(tmp_path, two):
+    assert [each["memory"] for each in said(two)] == ["", ""]
+    go(config_of(DOUBLE), tmp_path / "one")
+    assert_same(newest(tmp_path / "one"), newest(two / "memory"))
+
+
+def test_a_bad_loss_on_one_process_stops_all(two):
+    for each in said(two):
+        assert "TrainingError: step 3, phase 'critic' (trains critic): loss term 'denoising' is nan" in each["nan"]
+
+
+def test_a_signal_to_one_process_stops_all_at_one_step(two):
+    assert [each["signal"] for each in said(two)] == ["", ""]
+    (path,) = (two / "signal/checkpoints").iterdir()
+    assert path.name in ("step-3", "step-4")
+
+
+def test_mistakes_are_said_by_all_processes(two):
+    for each in said(two):
+        assert "UserError: train.batch=9 cannot be divided among 2 processes" in each["batch"]
+        assert "there is a run in it" in each["taken"]
+
+
+def shipped() -> dict[str, dict]:
+    folder = files("fewstep.core") / "launch"
+    return {path.name: yaml.safe_load(path.read_text()) for path in folder.iterdir() if path.name.endswith(".yaml")}
+
+
+def test_shipped_launch_configs_are_what_accelerate_reads():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert set(shipped()) == {"cpu.yaml", "ddp.yaml", "fsdp2.yaml", "multi-node.yaml"}
+    for name in shipped():
+        config = load_config_from_file(str(files("fewstep.core") / "launch" / name))
+        assert config.num_processes >= 2, name
+        assert config.mixed_precision == "no", name  # the run's own setting decides
+    assert shipped()["fsdp2.yaml"]["fsdp_config"]["fsdp_version"] == 2
