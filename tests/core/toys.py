@@ -65,8 +65,8 @@ def network(config: ToyDomainConfig, seed: int) -> MLPBackbone:
 
 
 def render(rows: Sequence[tuple[str, Tensor]], stem: Path) -> Path:
-    """One pixel per number."""
-    pixels = torch.cat([values.detach().float().cpu() for _, values in rows]).clamp(0, 1)
+    """One pixel per number, its fraction: every change shows."""
+    pixels = torch.cat([values.detach().float().cpu() for _, values in rows]).frac().abs()
     path = stem.with_suffix(".png")
     Image.fromarray((pixels * 255).byte().numpy()).save(path)
     return path
