@@ -15,6 +15,7 @@ from fewstep.core.report.charts import Chart, make_chart
 from fewstep.core.report.page import cells, picture, read_metrics, write_page
 from fewstep.core.training.config import read_yaml
 
+PICTURES = 12  # earlier previews on the page: more than that would only make it heavy
 SHOWN_FIRST = ("loss", "metric", "eval", "grad_norm", "lr", "time")
 
 
@@ -40,7 +41,7 @@ def build_report(run_dir: Path, out: Path | None = None) -> Path:
             "domain": str(config["domain"]["name"]),
             "facts": facts(config, rows, last),
             "latest": picture(previews[-1]) if previews else "",
-            "earlier": [(path.stem, picture(path)) for path in previews[:-1]],
+            "earlier": [(path.stem, picture(path)) for path in spread(previews[:-1], PICTURES)],
             "header": header,
             "body": body,
             "notes": _json(run_dir / "evaluation.json").get("notes", {}),
@@ -49,6 +50,13 @@ def build_report(run_dir: Path, out: Path | None = None) -> Path:
             "environment": json.dumps(_json(run_dir / "environment.json"), indent=2),
         },
     )
+
+
+def spread(paths: Sequence[Path], count: int) -> list[Path]:
+    """Return at most ``count`` of the paths, the first and the last among them, evenly spaced."""
+    if len(paths) <= count:
+        return list(paths)
+    return [paths[round(i * (len(paths) - 1) / (count - 1))] for i in range(count)]
 
 
 def facts(config: dict[str, Any], rows: Sequence[dict[str, float]], last: dict[str, float]) -> list[tuple[str, str]]:
