@@ -96,6 +96,17 @@ def test_drawn_times_stay_inside_their_interval_and_reach_all_of_it():
         assert len(drawn) > 800
 
 
+def test_some_noise_is_always_added_on_a_short_table():
+    """Otherwise the conditional target would divide by the kernel's zero standard deviation."""
+    process = VP.linear(100)
+    recipe = recipe_of(process, Linear(process), TDMConfig(student_start=1.0, target="conditional"))
+    landing = recipe.land(Batch(2000), rng_of(2000), grad=False)
+    at = recipe.diffuse(landing, Batch(2000), rng_of(2000))
+    for i, end in enumerate([74, 49, 24]):
+        assert at.t[landing.interval == i].min().item() == end + 1
+    assert bool(recipe.fake_target(landing, at)[0].isfinite().all())
+
+
 def test_margins_that_leave_no_room_are_refused():
     with pytest.raises(UserError, match="leave no room"):
         recipe_of(VP.linear(), Linear(VP.linear()), TDMConfig(student_steps=80))
