@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from core.runs import build, config_of, go, newest
 from torch import nn
 
 from fewstep.core.denoiser import Backbone, Denoiser, NetworkDenoiser, Plain, Reprocessed
@@ -22,6 +23,8 @@ from fewstep.core.networks.taps import features, tapped
 from fewstep.core.networks.unet2d import UNet2DBackbone
 from fewstep.core.prediction import Kind
 from fewstep.core.process import EDM, VP, RectifiedFlow, TrigFlow
+from fewstep.core.recipe import Actors, Phase, RoleSpec
+from fewstep.core.training.cast import Cast
 
 SHAPE, T = (2, 8, 8), torch.tensor([10.0, 700.0])
 COND = {"label": torch.tensor([0, 2])}
@@ -263,3 +266,21 @@ def test_wrong_settings_are_user_errors():
     plain = NetworkDenoiser(Video(), VP.linear(), Plain(Kind.EPS))
     with pytest.raises(UserError, match="taps"):
         make_discriminator(plain, DiscriminatorConfig(), (2, 3, 4, 4), {}, seed=0)
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_a_discriminator_without_parameters_goes_through_a_run(mode, tmp_path):
+    """SiDA: nothing of its own to train, and the fake score learns from it."""
+    without = config_of(recipe="sid")
+    overrides = ("recipe.adversarial.weight=0.1", "domain.roles.discriminator.head=mean", f"domain.roles.mode={mode}")
+    config = config_of(*overrides, "train.checkpoint_every=3", recipe="sid")
+    assert not list(build(config)[1].actors.roles["discriminator"].parameters())
+    assert go(config, tmp_path / "run")[0].steps == 6
+    assert any("fake_score" in name for name in newest(tmp_path / "run"))
+    assert "discriminator" not in build(without)[1].actors.roles
+
+
+def test_a_phase_that_trains_nothing_is_named():
+    actors = Actors({"empty": nn.Identity()}, VP.linear(), (1,))
+    with pytest.raises(UserError, match="'idle'"):
+        Cast(actors, (RoleSpec("empty", "module"),), (Phase("idle", ("empty",)),))

@@ -34,7 +34,7 @@ class Cast:
     """The modules of all roles of ``specs``, and the parameters each phase trains.
 
     A role's trainable parameters are those that require gradients when the cast is made. Raises UserError when a phase
-    trains a role that has none.
+    trains a role whose parameters are all frozen, or nothing at all.
     """
 
     def __init__(self, actors: Actors, specs: Sequence[RoleSpec], phases: Sequence[Phase]) -> None:
@@ -48,9 +48,13 @@ class Cast:
             if name not in self.modules:
                 raise UserError(f"role '{name}' is to be trained and this domain gives it no parameters")
             own = [(path, p) for path, p in self.modules[name].named_parameters() if p.requires_grad]
-            if not own:
+            # none at all is fine: a discriminator may be a mean of features, and learn through its trunk only
+            if not own and next(self.modules[name].parameters(), None) is not None:
                 raise UserError(f"role '{name}' is to be trained and all its parameters are frozen")
             self._own[name] = own
+        for phase in phases:
+            if not self.parameters(phase.name):
+                raise UserError(f"phase '{phase.name}' trains {', '.join(phase.trains)}, which have no parameters")
         self._everything = list(dict.fromkeys(p for module in self.modules.values() for p in module.parameters()))
 
     @property
