@@ -33,7 +33,8 @@ def cells_of(domain: str) -> dict[str, Cell]:
     if not path.is_file():
         return {}
     spec = importlib.util.spec_from_file_location(f"matrix_{domain}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found: dict[str, Cell] = module.CELLS

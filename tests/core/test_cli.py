@@ -21,10 +21,10 @@ from fewstep.core.cli.symptoms import (
     guidance_convention,
     read_metrics,
 )
-from fewstep.core.cli.tables import cell, table
 from fewstep.core.cli.verbs import DOMAIN_VERBS, TOP_VERBS
 from fewstep.core.domain import find_domain
 from fewstep.core.errors import TrainingError, UserError
+from fewstep.core.report.tables import cell, table
 from fewstep.core.training.config import config_names, load_config
 
 # a diffusion model too small to learn anything, trained for two steps

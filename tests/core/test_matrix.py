@@ -1,4 +1,4 @@
-"""Every recipe, from the command line, on digits: a short training beats the teacher at the student's own step count."""
+"""Every recipe, from the command line, on digits: a short training beats the teacher at as many steps."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def make_chart(title: str, series: Mapping[str, Series]) -> Chart:
     lines = []
     for index, (name, points) in enumerate(kept.items()):
         stride = -(-len(points) // MAX_POINTS)
-        shown = [*points[::stride], points[-1]]
+        shown = points[::stride] + points[-1:] * ((len(points) - 1) % stride > 0)
         text = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in shown)
         lines.append(Line(name, text, number(points[-1][1]), index % 6))
     if log:
