@@ -100,7 +100,8 @@ class VP(_Table):
     def coefficients(self, t: Times) -> Coefficients:
         """Return cos, sin of the table's angle, and no anchor."""
         angle = self.angle(t)
-        return Coefficients(angle.cos(), angle.sin(), torch.zeros_like(angle))
+        alpha = torch.where(angle == math.pi / 2, torch.zeros_like(angle), angle.cos())  # zero terminal SNR, not 6e-17
+        return Coefficients(alpha, angle.sin(), torch.zeros_like(angle))
 
     def rates(self, t: Times) -> Coefficients:
         """Return the derivatives between knots."""
