@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from fewstep.core.cli.tables import table
 from fewstep.core.domain import find_domain
+from fewstep.core.report.tables import table
 from fewstep.core.training.config import load_config
 from fewstep.core.training.feed import Feed
 from fewstep.core.training.opened import assemble

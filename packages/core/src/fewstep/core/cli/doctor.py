@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from fewstep.core.cli.symptoms import Finding, examine_run
-from fewstep.core.cli.tables import table
 from fewstep.core.domain import domain_names, find_domain
 from fewstep.core.errors import TrainingError
+from fewstep.core.report.tables import table
 from fewstep.core.training.folder import check_run, environment
 
 OPTIONAL = {"wandb": "tracking", "trackio": "tracking", "decord": "video", "gsplat": "splats on a GPU"}
@@ -58,10 +58,10 @@ def _machine() -> Iterator[Finding]:
     else:
         yield Finding("note", "accelerator", "none: small networks only")
     free_gib = shutil.disk_usage(Path.cwd()).free / 2**30
-    level = "ok" if free_gib > 2 else "warn"
-    yield Finding(
-        level, "disk", f"{free_gib:.1f} GiB free here", "" if level == "ok" else "checkpoints need room: --out"
-    )
+    if free_gib > 2:
+        yield Finding("ok", "disk", f"{free_gib:.1f} GiB free here")
+    else:
+        yield Finding("warn", "disk", f"{free_gib:.1f} GiB free here", "checkpoints need room: give --out elsewhere")
     try:
         with tempfile.TemporaryDirectory(dir=Path.cwd()):
             yield Finding("ok", "folder", f"{Path.cwd()} can be written")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from fewstep.core.cli.tables import table
 from fewstep.core.domain import domain_names, find_domain
 from fewstep.core.recipes import find_recipe, recipe_names
+from fewstep.core.report.tables import table
 from fewstep.core.training.config import config_names
 
 

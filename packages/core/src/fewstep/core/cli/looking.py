@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fewstep.core.cli.tables import table
 from fewstep.core.errors import UserError
-from fewstep.core.training.folder import write_text
+from fewstep.core.report import build_report
+from fewstep.core.report.tables import table
+from fewstep.core.training.folder import ENVIRONMENT, write_text
 from fewstep.core.training.opened import Drawn, Opened, draw_student, draw_teacher, open_run
 from fewstep.core.training.showing import sample_steps
 from fewstep.core.training.world import World
@@ -55,6 +57,7 @@ def evaluate(args: Namespace) -> None:
     out = args.out or args.run / "evaluation.json"
     result = {"run": str(args.run), "step": opened.step, "samples": args.n, "seed": args.seed, "rows": rows}
     _write(out, json.dumps(result | {"notes": opened.problem.notes}, indent=2) + "\n")
+    build_report(args.run)
 
 
 def _row(opened: Opened, who: str, steps: int, drawn: Drawn) -> dict[str, Any]:
@@ -66,12 +69,12 @@ def export(args: Namespace) -> None:
     """Write the student as a standard artefact."""
     opened = open_run(args.run, World())
     out = args.out or args.run / "export"
-    opened.problem.export(opened.student(), opened.plan(args.steps), out, card(opened))
+    opened.problem.export(opened.student(), opened.plan(args.steps), out, card(opened, args.run))
     print(out)
 
 
-def card(opened: Opened) -> Mapping[str, Any]:
-    """Return the facts that go into an exported student's card."""
+def card(opened: Opened, run_dir: Path) -> Mapping[str, Any]:
+    """Return the facts that go into an exported student's card; the command is the one the run was started with."""
     recipe = type(opened.recipe)
     facts = {
         "name": opened.config.name,
@@ -80,8 +83,14 @@ def card(opened: Opened) -> Mapping[str, Any]:
         "training steps": opened.step,
         "batch": opened.config.train.batch,
         "seed": opened.config.seed,
+        "made by": shlex.join(_command(run_dir)),
     }
     return facts | opened.problem.notes
+
+
+def _command(run_dir: Path) -> list[str]:
+    file = run_dir / ENVIRONMENT
+    return list(json.loads(file.read_text(encoding="utf-8")).get("command", [])) if file.is_file() else []
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from fewstep.core.domain import find_domain
+from fewstep.core.report import build_report
 from fewstep.core.training.config import dump, load_config
 from fewstep.core.training.folder import CONFIG, check_new, check_run
 from fewstep.core.training.loop import Outcome, train
@@ -37,6 +38,9 @@ def _train(config: RunConfig, out: Path, resume: bool) -> Outcome:
     world = World()
     opened = assemble(config, world)
     outcome = train(config, opened.problem, opened.recipe, out, resume=resume, world=world)
+    if world.main:
+        build_report(out)
     if world.main and not outcome.stopped:
-        print(f"{out}: {outcome.steps} steps done; `fewstep {config.domain_name} eval {out}` measures the student")
+        measures = f"`fewstep {config.domain_name} eval {out}` measures the student"
+        print(f"{out}: {outcome.steps} steps done, see report.html; {measures}")
     return outcome

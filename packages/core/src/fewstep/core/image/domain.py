@@ -29,7 +29,7 @@ class ImageDomain:
 
     name = "image"
     summary = "digits, photo crops or a folder of images; diffusers U-Nets"
-    config_type = ImageConfig
+    config_type: type = ImageConfig
     configs = Path(__file__).parent / "configs"
 
     def process(self, config: ImageConfig) -> Process:

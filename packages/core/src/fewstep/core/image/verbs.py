@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def _classifier(args: Namespace) -> None:
 
     model = train_classifier()
     file = save_classifier(model, args.out or WEIGHTS)
-    print(f"{file}: {held_out_accuracy(model):.1%} of the held-out digits")
+    sys.stdout.write(f"{file}: {held_out_accuracy(model):.1%} of the held-out digits\n")
 
 
 def _demo_arguments(parser: ArgumentParser) -> None:
