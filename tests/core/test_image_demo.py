@@ -1,0 +1,79 @@
+"""The demo end to end, made small; what it says about its numbers; where it writes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fewstep.core.errors import UserError
+from fewstep.core.image import demo
+from fewstep.core.image.demo import MARKER, MEASURE, run_demo, verdicts
+
+
+def row(sampler: str, steps: int, distance: float) -> dict:
+    return {"sampler": sampler, "steps": steps, MEASURE: distance}
+
+
+TEACHER = [row("teacher", 50, 1.0), row("teacher", 8, 2.0), row("teacher", 4, 5.0), row("teacher", 1, 30.0)]
+
+
+def test_verdicts_follow_the_numbers():
+    good = verdicts([*TEACHER, row("dmd2", 1, 1.5), row("sid", 1, 2.5), row("tdm", 4, 1.9)])
+    assert good[0].startswith("best in one step: dmd2 at 1.50; the teacher needs 8 steps for 2.00")
+    assert "every student is better" in good[1]
+    bad = verdicts([*TEACHER, row("dmd2", 1, 31.0), row("tdm", 4, 6.0), row("tdm", 2, 9.0)])
+    assert bad[1].endswith("at the same number of steps: dmd2 (1 step), tdm (4 steps)")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Two students of one step of training each, and few samples."""
+    full = demo.load_config
+
+    def brief(name, settings, domain):
+        return full(name, [*settings, "train.steps=1", "train.batch=4"], domain=domain)
+
+    monkeypatch.setattr(demo, "load_config", brief)
+    monkeypatch.setattr(demo, "STUDENTS", ("dmd2-digits", "consistency-digits"))
+    monkeypatch.setattr(demo, "SAMPLES", 24)
+
+
+def test_the_demo_writes_a_table_a_picture_and_a_page(small, tmp_path, capsys):
+    out = tmp_path / "demo"
+    run_demo(out)
+    said = capsys.readouterr().out
+    rows = json.loads((out / MARKER).read_text())["rows"]
+    assert [(r["sampler"], r["steps"]) for r in rows[:5]] == [
+        ("teacher", 50), ("teacher", 8), ("teacher", 4), ("teacher", 1), ("dmd2", 1),
+    ]  # fmt: skip
+    assert {r["sampler"] for r in rows[5:]} == {"consistency"}
+    assert all(r["NFE"] == r["steps"] for r in rows)
+    assert all(set(r) >= {MEASURE, "ms/image", "class accuracy"} for r in rows)
+    assert "best in one step" in said
+    assert (out / "samples.png").stat().st_size > 1000
+    page = (out / "report.html").read_text()
+    assert "dmd2-digits/report.html" in page
+    assert (out / "dmd2-digits" / "report.html").exists()
+    (out / "old.txt").write_text("of the demo before")
+    run_demo(out)
+    assert not (out / "old.txt").exists()
+
+
+def test_from_scratch_trains_the_teacher_first(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "STUDENTS", ("dmd2-digits",))
+    run_demo(tmp_path / "demo", from_scratch=True)
+    assert (tmp_path / "demo" / "teacher-digits" / "export" / "unet").is_dir()
+    config = (tmp_path / "demo" / "dmd2-digits" / "config.yaml").read_text()
+    assert f"teacher: {tmp_path / 'demo' / 'teacher-digits' / 'export'}" in config
+
+
+def test_what_is_not_a_demo_is_not_replaced(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="something else than a demo"):
+        run_demo(tmp_path)
+    with pytest.raises(UserError, match="something else than a demo"):
+        run_demo(tmp_path / "notes.txt")
+    with pytest.raises(UserError, match="cannot be written"):
+        run_demo(tmp_path / "notes.txt" / "demo")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
