@@ -15,6 +15,7 @@ from fewstep.core.errors import UserError
 from fewstep.core.image.data import ImageData, load_data
 from fewstep.core.image.export import export_student
 from fewstep.core.image.rendering import render_rows
+from fewstep.core.image.sample_set import SampleSet
 from fewstep.core.image.settings import ImageConfig
 from fewstep.core.image.spaces import feature_space
 from fewstep.core.image.teacher import check_fits, domain_scheduler, fresh_denoiser, load_teacher, reading
@@ -41,15 +42,18 @@ class ImageDomain:
         data = load_data(config.data)
         scheduler = domain_scheduler(config)
         teacher, origin = self._teacher(config, specs, data, seed)
+        pixels = SampleSet(config.sample_set, data.shape, len(data.classes), seed) if config.sample_set else None
         roles = build_roles(
             teacher,
-            specs,
+            [spec for spec in specs if pixels is None or spec.name != "student"],
             config.roles,
             seed,
             shape=data.shape,
             cond=conditions(data, 2),
             fresh=lambda own: fresh_denoiser(config.network, scheduler, data.shape, len(data.classes), own),
         )
+        if pixels is not None:
+            roles["student"] = pixels
         for role in roles.values():
             module = role.backbone if isinstance(role, NetworkDenoiser) else role
             if isinstance(module, torch.nn.Module):
@@ -64,7 +68,7 @@ class ImageDomain:
             export_student(student, plan, folder, card, scheduler)
 
         return Problem(
-            actors=Actors(dict(roles), teacher.process, data.shape),
+            actors=Actors(dict(roles), teacher.process, data.shape, pixels.generate if pixels is not None else None),
             data=data.source,
             conditions=lambda n, _seed: _to(conditions(data, n), device),
             evaluate=evaluate,

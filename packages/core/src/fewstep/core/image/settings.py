@@ -61,6 +61,8 @@ class ImageConfig:
     ``teacher``: a shipped teacher's name (``digits``), a folder exported by this domain, the folder of a finished
     run, or a diffusers folder with ``unet`` (UNet2DModel) and ``scheduler``. Empty: none; networks are made from
     ``network`` and read through ``process``. ``neighbours``: k of precision, recall and coverage (0: not measured).
+    ``sample_set``: with it the student is that many images, optimised themselves, instead of a network; for recipes
+    that only judge samples (``sds``, ``vsd``).
     """
 
     data: DataConfig = DataConfig()
@@ -69,6 +71,8 @@ class ImageConfig:
     process: ProcessConfig = ProcessConfig()
     roles: RolesConfig = RolesConfig()
     neighbours: int = 5
+    sample_set: int = 0
 
     def __post_init__(self) -> None:
+        check(self.sample_set >= 0, f"domain.sample_set must not be negative, got {self.sample_set}")
         check(self.neighbours >= 0, f"domain.neighbours must not be negative, got {self.neighbours}")
