@@ -1,4 +1,4 @@
-"""A run opened from its folder: averaged weights, the newest checkpoint that verifies, samples of an index and a seed."""
+"""A run opened from its folder: averaged weights, the newest checkpoint that verifies, counted evaluations."""
 
 from __future__ import annotations
 

@@ -11,10 +11,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from typing import NoReturn
 
-from fewstep.core import __version__
 from fewstep.core.cli.verbs import DOMAIN_VERBS, TOP_VERBS
 from fewstep.core.errors import TrainingError, UserError, nearest
 from fewstep.core.verb import Verb
@@ -80,7 +79,7 @@ def run_command(argv: list[str]) -> None:
     if name in HELP:
         print(_overview("fewstep COMMAND ...", TOP_VERBS, domains))
     elif name == "--version":
-        print(f"fewstep {__version__}")
+        print(f"fewstep {version('fewstep-core')}")
     elif name in TOP_VERBS:
         run_verb(TOP_VERBS[name], rest, f"fewstep {name}")
     elif name in domains:
