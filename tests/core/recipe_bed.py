@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -189,8 +190,9 @@ class Plane:
         return sliced_wasserstein(made, truth)
 
 
+@functools.cache
 def plane(steps: int = 250) -> Plane:
-    """Train a small denoiser on the mixture: what students and fake scores start from."""
+    """Train a small denoiser on the mixture: what students and fake scores start from (as copies: it is shared)."""
     teacher = Mixture(PLANE, WEIGHTS, MEANS, STDS, dtype=torch.float32)
     network = NetworkDenoiser(MLPBackbone(2, width=32, depth=2, time_scale=10.0), PLANE, EDMScaling(0.7))
     here = Plane(teacher, network)

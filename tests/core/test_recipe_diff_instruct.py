@@ -80,7 +80,7 @@ def test_a_network_learns_two_blobs_in_one_step():
         recipe,
         {"fake_score": fake.backbone.parameters(), "student": student.backbone.parameters()},
         {"fake_score": 2e-3, "student": 5e-4},
-        steps=150,
+        steps=80,
         batch=256,
     )
     after = here.distance(student, t)

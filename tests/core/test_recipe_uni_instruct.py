@@ -178,7 +178,7 @@ def test_a_network_learns_two_blobs_in_one_step():
         time=law,
         fake=FakeScoreConfig(time=law),
         adversarial=AdversarialConfig(time=law, discriminator_weight=1.0),
-        ratio_start=40,
+        ratio_start=20,
         ratio_limit=2.0,
     )
     recipe = UniInstruct(settings, Actors(roles, here.teacher.process, (2,)))
@@ -188,7 +188,7 @@ def test_a_network_learns_two_blobs_in_one_step():
         recipe,
         {"fake_score": [*fake.backbone.parameters(), *judge.parameters()], "student": student.backbone.parameters()},
         {"fake_score": 2e-3, "student": 5e-4},
-        steps=150,
+        steps=80,
         batch=256,
         data=here.data,
     )

@@ -168,7 +168,7 @@ def test_a_network_learns_two_blobs_in_one_step():
         recipe,
         {"fake_score": fake.backbone.parameters(), "student": student.backbone.parameters()},
         {"fake_score": 2e-3, "student": 5e-4},
-        steps=150,
+        steps=80,
         batch=256,
     )
     assert here.distance(student, t) < 0.5 * before
