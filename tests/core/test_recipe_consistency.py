@@ -125,6 +125,22 @@ def test_target_side_of_the_same_network_carries_no_gradient():
         assert_close(a, b, rtol=1e-9, atol=1e-14)
 
 
+def test_target_and_teacher_are_evaluated_without_a_graph():
+    modes = []
+
+    class Spy(ExactConsistency):
+        def predict(self, x_t, t, cond):
+            modes.append(torch.is_grad_enabled())
+            return super().predict(x_t, t, cond)
+
+    process = CosineVP()
+    roles = {"student": Spy(process), "teacher": Spy(process)}
+    recipe = Consistency(ConsistencyConfig(boundary="jump"), Actors(roles, process, (1,), dtype=torch.float64))
+    rng = Rng.for_batch(0, 0, 4)
+    recipe.loss("student", gaussian_data(rng), rng, 0)
+    assert modes == [False, True, False]  # teacher, student, target
+
+
 def test_dropout_masks_agree_on_both_sides():
     """A student under dropout compared with itself at one point: equal masks give a zero gap."""
     network = mlp_teacher(CosineVP(), dropout=0.5)

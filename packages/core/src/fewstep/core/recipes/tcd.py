@@ -109,7 +109,7 @@ class TCD(Recipe):
         index = rng.integers("knot", len(self.knots.times)).cpu()
         t, s, end = (each[index].to(x0.device) for each in (*self.knots, self.ends))
         if config.end == "random":
-            end = random_end(rng.uniform("end"), end, s, self.process)
+            end = random_end(rng.uniform("end").to(x0.device), end, s, self.process)
         with torch.no_grad():
             x_t = self.process.add_noise(x0, rng.normal_like("eps", x0), t, cond.get("anchor")).to(x0.dtype)
             teacher = config.teacher(self.actors.denoiser("teacher"))
