@@ -177,18 +177,20 @@ def test_float32_losses_are_finite_at_both_ends():
     assert all(p.grad.isfinite().all() for p in recipe.actors.module("student").parameters())
 
 
-def test_image_network_with_attention_trains_a_step():
+@pytest.mark.parametrize(("mode", "checkpointing"), [("full", False), ("lora", False), ("full", True)])
+def test_image_network_with_attention_trains_a_step(mode, checkpointing):
     """Class-conditional UNet with attention, guidance range, variance head, exact derivative: the whole recipe."""
     backbone = UNet2DBackbone.make(1, 8, widths=(16, 16), attention=(False, True), num_classes=3, seed=1)
     teacher = NetworkDenoiser(backbone, CosineVP(), Plain(Kind.V))
     config = SCMConfig(guidance_scale=1.5, guidance_max=3.0, warmup_steps=1)
-    roles = build_roles(teacher, SCM.role_specs(config), RolesConfig(), 0)
+    roles = build_roles(teacher, SCM.role_specs(config), RolesConfig(mode=mode, rank=2, checkpointing=checkpointing), 0)
     recipe = SCM(config, Actors(roles, CosineVP(), (1, 8, 8)))
     rng = Rng.for_batch(0, 0, 4)
     batch = Batch(4, {"label": rng.integers("label", 3)}, rng.normal("x0", (1, 8, 8)) * 0.5)
     recipe.loss("student", batch, rng, 5).total().mean().backward()
     grads = [p.grad for p in recipe.actors.module("student").parameters()]
-    assert sum(g is not None and bool(g.abs().max() > 0) for g in grads) > len(grads) / 2
+    moved = sum(g is not None and bool(g.abs().max() > 0) for g in grads)
+    assert moved > len(grads) / 3  # factors that multiply a zero factor have no gradient at first
     assert all(g is None or g.isfinite().all() for g in grads)
 
 
