@@ -103,7 +103,12 @@ def test_back_out_is_undone_by_one_ddim_step(name, seed):
 def test_back_out_in_variance_exploding_coordinates_is_the_slope():
     process, t, s = EDM(), torch.tensor([3.0]), torch.tensor([2.0])
     x_t, x_s = randoms(1, 4), randoms(1, 4, seed=1)
-    assert_close(back_out(x_t, x_s, process.coefficients(t), process.coefficients(s)), x_t - 3.0 * (x_s - x_t) / (2.0 - 3.0), rtol=1e-12, atol=1e-12)
+    assert_close(
+        back_out(x_t, x_s, process.coefficients(t), process.coefficients(s)),
+        x_t - 3.0 * (x_s - x_t) / (2.0 - 3.0),
+        rtol=1e-12,
+        atol=1e-12,
+    )
 
 
 # ---------------------------------------------------------------- stochastic steps

@@ -67,8 +67,8 @@ class Guided(Denoiser):
     """A denoiser under classifier-free guidance, in one doubled batch.
 
     ``scale``: a number, or one per sample, or the name of a condition entry that holds one per sample (random-scale
-    guidance). ``negative``: entries of a condition used in place of the unconditional one. ``phi``: guidance rescale, on x0. Scale
-    1 costs one evaluation only.
+    guidance). ``negative``: entries of a condition used in place of the unconditional one. ``phi``: guidance rescale,
+    on x0. Scale 1 costs one evaluation only.
     """
 
     def __init__(
