@@ -384,6 +384,12 @@ def test_the_derivative_of_the_quantile_map_can_be_differentiated():
     assert torch.autograd.gradgradcheck(lambda x: teacher.flow_map(x, t, s), x, atol=1e-5)
 
 
+def test_the_derivative_of_the_integrated_map_is_its_own():
+    teacher, x = planar(RectifiedFlow()), randoms(2, 2).requires_grad_()
+    t, s = torch.tensor([1.0, 0.4], dtype=F64), torch.tensor([0.1, 0.9], dtype=F64)
+    assert torch.autograd.gradcheck(lambda x: teacher.flow_map(x, t, s), x, atol=1e-6)
+
+
 def test_each_sample_follows_its_own_class_and_times():
     teacher = MixtureTeacher(EDM(), [1.0, 2.0, 3.0], planar(EDM()).means, [0.4, 0.6, 0.3], classes=[(0, 1), (2,)])
     x = randoms(4, 2)

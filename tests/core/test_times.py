@@ -104,9 +104,9 @@ def test_a_shared_time_is_one_for_all_and_has_the_law(law):
 
 
 def test_annealing_moves_the_range_linearly_and_stops():
-    law = TimeConfig(low=0.0, high=1.0, low_end=0.2, high_end=0.5, anneal_steps=100)
-    assert law.bounds(0) == (0, 1)
-    assert law.bounds(50) == pytest.approx((0.1, 0.75))
+    law = TimeConfig(low=0.1, high=1.0, low_end=0.2, high_end=0.5, anneal_steps=100)
+    assert law.bounds(0) == (0.1, 1)
+    assert law.bounds(50) == pytest.approx((0.15, 0.75))
     assert law.bounds(100) == law.bounds(10**9) == pytest.approx((0.2, 0.5))
     t = law.draw(RectifiedFlow(), RNG, "t", step=1000)
     assert (t.min().item(), t.max().item()) == pytest.approx((0.2, 0.5), abs=1e-3)
