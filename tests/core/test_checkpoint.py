@@ -61,6 +61,19 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-12"]
 
 
+def test_everything_is_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
+    order: list[str] = []
+    sync, publish, synced_file = checkpoint._sync, checkpoint._publish, os.fsync
+    monkeypatch.setattr(checkpoint, "_sync", lambda path: (order.append(path.name), sync(path)))
+    monkeypatch.setattr(checkpoint, "_publish", lambda a, b: (order.append("rename"), publish(a, b)))
+    monkeypatch.setattr(os, "fsync", lambda handle: (order.append("fsync"), synced_file(handle)))
+    write_checkpoint(tmp_path / "all", 3, snapshot())
+    files = [f"{name}.safetensors" for name in ("role.student", "optimizer.student", "recipe")]
+    tensors = [entry for name in files for entry in (name, "fsync")]
+    # tensors, state, manifest, the folder's list of names; then the name; then the list that holds it
+    assert order == [*tensors, "fsync", "fsync", ".writing-step-3", "fsync", "rename", "all", "fsync"]
+
+
 def test_the_newest_are_kept(tmp_path):
     for step in (2, 10, 9, 100):
         write_checkpoint(tmp_path, step, snapshot())
@@ -127,6 +140,13 @@ def test_resume_goes_back_to_the_newest_that_verifies_and_says_what_it_refused(t
     assert f"step-6 refused: {reason}" in text
     assert "resuming from step-4" in text
     assert differences(newest(folder), newest(trained)) == []
+
+
+@pytest.fixture(autouse=True)
+def fast_disk(request, monkeypatch):
+    """Nobody pulls the plug here; the tests of the order of writes and of single checkpoints wait for the disk."""
+    if "trained" in request.fixturenames:
+        monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture(scope="module")

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
 from core.runs import build, config_of, differences, go, newest
-from core.toys import DIM, ToyRecipe
+from core.toys import ToyRecipe
 
 from fewstep.core.errors import TrainingError, UserError
 from fewstep.core.recipe import LossTerms
 from fewstep.core.rng import Rng
 from fewstep.core.training.feed import Feed
+from fewstep.core.training.memory import keep_freed_memory
 from fewstep.core.training.optim import learning_rate
 from fewstep.core.training.settings import OptimConfig
 from fewstep.core.training.trackers import read_metrics
@@ -488,9 +493,20 @@ def test_a_bad_sample_source_stops_the_run_with_its_own_error(tmp_path):
         go(config, tmp_path / "run", problem=problem, recipe=recipe)
 
 
-def test_the_start_noise_of_teacher_and_student_is_the_same():
-    config = config_of("train.preview_samples=3")
-    problem, _ = build(config)
-    assert problem.actors.shape == (DIM,)
-    a = Rng(0, 5, (0, 1, 2), "show").normal("noise", (DIM,))
-    assert torch.equal(a, Rng(0, 5, (0, 1, 2), "show").normal("noise", (DIM,)))
+def test_freed_memory_is_kept_where_that_is_possible_and_the_user_has_not_chosen(monkeypatch):
+    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")
+    assert not keep_freed_memory()
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_loop_runs():
+    script = Path(__file__).parents[2] / "benchmarks/step_overhead.py"
+    command = [sys.executable, script, "--rounds", "1", "--batch", "4", "--clock", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()[3:]}
+    assert set(rows) == {"dmd2", "sid", "consistency"}
+    for cells in rows.values():
+        forwards, backwards, full, bare, ratio = map(float, cells[:5])
+        assert forwards >= backwards >= 1
+        assert ratio == pytest.approx(full / bare, rel=0.05)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.core.errors import TrainingError, UserError, check
+from fewstep.core.training.memory import keep_freed_memory
 from fewstep.core.training.settings import Precision
 
 BUCKET = 25 * 2**20  # bytes of gradient summed over processes in one message
@@ -52,6 +53,8 @@ class World:
         cpu = True if torch.backends.mps.is_available() and not torch.cuda.is_available() else None
         self.accelerator: Any = Accelerator(cpu=cpu) if cpu else Accelerator()
         self.device: torch.device = self.accelerator.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.rank: int = self.accelerator.process_index
         self.size: int = self.accelerator.num_processes
         self.main = self.rank == 0
