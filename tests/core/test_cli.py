@@ -239,3 +239,8 @@ def test_scripts_run_without_a_terminal(run, tmp_path):
     command = [str(Path(sys.executable).parent / "fewstep"), "image", "sample", str(run), "-n", "2", "--out", "s.png"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=dict(os.environ))
     assert (done.returncode, done.stdout, done.stderr) == (DONE, "s.png\n", "")
+
+
+def test_check_takes_a_shipped_config_and_its_teachers_process(capsys):
+    assert main(["check", "diff-instruct", "--config", "diff-instruct-digits"]) == 0
+    assert "laws hold" in capsys.readouterr().out

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from fewstep.core.errors import UserError
-from fewstep.core.image.domain import DOMAIN
+from fewstep.core.errors import TrainingError, UserError
 from fewstep.core.image.rendering import render_rows
-from fewstep.core.report import build_comparison, build_report
+from fewstep.core.report import build_comparison
 from fewstep.core.report.tables import table
-from fewstep.core.training.config import load_config
 from fewstep.core.training.folder import write_text
-from fewstep.core.training.loop import train
-from fewstep.core.training.opened import Drawn, Opened, assemble, draw_student, draw_teacher, open_run
+from fewstep.core.training.opened import Drawn, Opened, draw_student, draw_teacher, open_run
 from fewstep.core.training.showing import count, sample_steps
 from fewstep.core.training.world import World
 
 STUDENTS = ("dmd2-digits", "sid-digits", "consistency-digits", "tdm-digits")
 TEACHER = "teacher-digits"
-TEACHER_STEPS = (1, 4, 8, 50)
+TEACHER_STEPS = (1, 2, 4, 8, 50)
 SAMPLES = 2000
 SEED = 0
 SHOWN = 10
+SETTINGS = ("domain.neighbours=0", "train.eval_every=0")
 MARKER = "demo.json"
 MEASURE = "Frechet distance"
 
@@ -37,24 +39,68 @@ MEASURE = "Frechet distance"
 def run_demo(out: Path, *, from_scratch: bool = False) -> None:
     """Train, measure and draw into ``out``; an earlier demo there is replaced.
 
-    Raises UserError for a folder with something else in it.
+    Every student is a process of its own, as many at a time as there are cores. Raises UserError for a folder with
+    something else in it, TrainingError when a training fails.
     """
     began = time.monotonic()
     _make_room(out)
-    world = World()
-    teacher = str(_train_teacher(out / TEACHER, world)) if from_scratch else "digits"
-    for number, name in enumerate(STUDENTS, 1):
-        _say(f"student {number} of {len(STUDENTS)}: {name}")
-        settings = [f"domain.teacher={teacher}", "domain.neighbours=0", "train.eval_every=0"]
-        _train(name, out / name, settings, world)
-        build_report(out / name)
-    _say(f"measuring: {SAMPLES} samples each")
-    students = {name: open_run(out / name, world) for name in STUDENTS}
-    rows, drawn = measure(students)
+    teacher = "digits"
+    if from_scratch:
+        _say(f"teacher: {TEACHER}")
+        _train_all({TEACHER: []}, out)
+        _export_teacher(out / TEACHER)
+        teacher = str(out / TEACHER / "export")
+    _say(f"training {len(STUDENTS)} students, {_jobs()} at a time")
+    _train_all({name: [f"domain.teacher={teacher}"] for name in STUDENTS}, out)
+    _say(f"measuring teacher and students: {SAMPLES} samples per row")
+    with _one_thread():
+        students = {name: open_run(out / name, World()) for name in STUDENTS}
+        rows, drawn = measure(students)
     samples = render_rows(drawn, out / "samples")
     minutes = (time.monotonic() - began) / 60
     _report(out, rows, samples, next(iter(students.values())), minutes)
     _say("\n".join([table(rows), "", *verdicts(rows), f"{minutes:.1f} minutes; {samples}; {out / 'report.html'}"]))
+
+
+def _jobs() -> int:
+    return max(1, min(len(STUDENTS), os.cpu_count() or 1))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Networks of 8x8 images are too small to share among threads, which would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train_all(settings: Mapping[str, Sequence[str]], out: Path) -> None:
+    """Run ``fewstep image train`` for every config, several at a time, one thread each."""
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
+    waiting, running = list(settings), dict[str, subprocess.Popen[bytes]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < _jobs():
+                name = waiting.pop(0)
+                given = ["--config", name, "--out", str(out / name), *settings[name], *SETTINGS]
+                command = [sys.executable, "-m", "fewstep.core.cli.main", "image", "train", *given]
+                running[name] = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+            time.sleep(0.05)
+            for name in [name for name, process in running.items() if process.poll() is not None]:
+                code = running.pop(name).returncode
+                if code != 0:
+                    raise TrainingError(f"demo: training of {name} ended with exit code {code}; its message is above")
+    finally:
+        for process in running.values():
+            process.terminate()
+
+
+def _export_teacher(run: Path) -> None:
+    opened = open_run(run, World())
+    opened.problem.export(opened.student(), opened.plan(max(TEACHER_STEPS)), run / "export", {"name": TEACHER})
 
 
 def measure(students: Mapping[str, Opened]) -> tuple[list[dict[str, Any]], list[tuple[str, Tensor]]]:
@@ -107,23 +153,6 @@ def _make_room(out: Path) -> None:
         raise UserError(f"{out}: cannot be written ({error.strerror}): give another --out") from error
 
 
-def _train(config: str, out: Path, settings: Sequence[str], world: World) -> None:
-    resolved = load_config(config, settings, domain=DOMAIN)
-    made = assemble(resolved, world)
-    outcome = train(resolved, made.problem, made.recipe, out, world=world)
-    if outcome.stopped:
-        raise KeyboardInterrupt
-
-
-def _train_teacher(out: Path, world: World) -> Path:
-    """Train the teacher as the shipped one was; returns its export."""
-    _say(f"teacher: {TEACHER}")
-    _train(TEACHER, out, ["train.eval_every=0"], world)
-    opened = open_run(out, world)
-    opened.problem.export(opened.student(), opened.plan(max(TEACHER_STEPS)), out / "export", {"name": TEACHER})
-    return out / "export"
-
-
 def _report(out: Path, rows: Sequence[Mapping[str, Any]], samples: Path, opened: Opened, minutes: float) -> None:
     lead = (
         f"One teacher of 8x8 handwritten digits, and students of it trained on this machine in {minutes:.1f} minutes, "
@@ -136,7 +165,10 @@ def _report(out: Path, rows: Sequence[Mapping[str, Any]], samples: Path, opened:
         samples=samples,
         rows=rows,
         measure=MEASURE,
-        notes=[("samples", f"{SAMPLES} per row, the same noise and classes for all"), *opened.problem.notes.items()],
+        notes=[
+            ("samples", f"{SAMPLES} per row, the same noise and classes for all; times: one thread"),
+            *opened.problem.notes.items(),
+        ],
         runs=[(name, f"{name}/report.html") for name in STUDENTS],
     )
     write_text(out / MARKER, json.dumps({"minutes": minutes, "rows": list(rows)}, indent=2) + "\n")
