@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -497,6 +498,23 @@ def test_freed_memory_is_kept_where_that_is_possible_and_the_user_has_not_chosen
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")
     assert not keep_freed_memory()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_networks_train_as_others_do(tmp_path):
+    """In a process of its own: the checks of shapes that tests run under cannot be compiled."""
+    go(config_of(*DOUBLE), tmp_path / "eager")
+    code = (
+        "import sys; from pathlib import Path; from core.runs import config_of, go;"
+        "go(config_of('domain.dtype=float64', 'train.compile=true'), Path(sys.argv[1]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code, tmp_path / "compiled"], env=environment, check=True)
+    a, b = newest(tmp_path / "eager"), newest(tmp_path / "compiled")
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(b[name], a[name], rtol=1e-6, atol=1e-8, msg=name)
 
 
 @pytest.mark.slow

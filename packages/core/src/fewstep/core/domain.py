@@ -43,9 +43,9 @@ class Problem:
     actors: Actors
     data: DataSource
     conditions: Callable[[int, int], Cond]
-    """Evaluation conditions: ``(n, seed)`` to a condition of ``n`` samples, balanced and fixed."""
+    """Evaluation conditions: ``(n, seed)`` to a condition of ``n`` samples on the CPU, balanced and fixed."""
     evaluate: Callable[[Tensor, Cond], dict[str, float]]
-    """Metrics of samples "n *d" made under conditions, against the domain's reference."""
+    """Metrics of samples "n *d" made under conditions, both on the CPU, against the domain's reference."""
     render: Callable[[Sequence[tuple[str, Tensor]], Path], Path]
     """Writes labelled rows of samples as one picture next to the given stem; returns the file written."""
     export: Callable[[Denoiser, StepPlan, Path, Mapping[str, Any]], None]

@@ -91,8 +91,7 @@ class Show:
         return found
 
     def _conditions(self, n: int) -> Cond:
-        cond = self.problem.conditions(n, self.config.seed)
-        return {name: value.to(self.world.device) for name, value in cond.items()}
+        return self.problem.conditions(n, self.config.seed)
 
     def _students(self, n: int, cond: Cond, step: int) -> dict[int, Tensor]:
         actors = self.problem.actors
@@ -125,8 +124,8 @@ class Show:
         for start in range(world.rank * each, (world.rank + 1) * each, CHUNK):
             ids = [min(i, n - 1) for i in range(start, min(start + CHUNK, (world.rank + 1) * each))]
             rng = Rng(self.config.seed, step, tuple(ids), "show", world.device, n)
-            rows = torch.tensor(ids, device=world.device)
-            part = {name: value[rows] for name, value in cond.items()}
+            rows = torch.tensor(ids)
+            part = {name: value[rows].to(world.device) for name, value in cond.items()}
             with world.autocast(self.config.train.precision):
                 parts.append(draw(part, rng))
-        return world.gather(torch.cat(parts))[:n]
+        return world.gather(torch.cat(parts))[:n].cpu()
