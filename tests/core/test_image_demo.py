@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fewstep.core.errors import UserError
+from fewstep.core.errors import TrainingError, UserError
 from fewstep.core.image import demo
 from fewstep.core.image.demo import MARKER, MEASURE, run_demo, verdicts
 
@@ -28,44 +28,40 @@ def test_verdicts_follow_the_numbers():
 
 @pytest.fixture
 def small(monkeypatch):
-    """Two students of one step of training each, and few samples."""
-    full = demo.load_config
-
-    def brief(name, settings, domain):
-        return full(name, [*settings, "train.steps=1", "train.batch=4"], domain=domain)
-
-    monkeypatch.setattr(demo, "load_config", brief)
-    monkeypatch.setattr(demo, "STUDENTS", ("dmd2-digits", "consistency-digits"))
+    """One step of training and few samples."""
+    monkeypatch.setattr(demo, "SETTINGS", (*demo.SETTINGS, "train.steps=1", "train.batch=4"))
     monkeypatch.setattr(demo, "SAMPLES", 24)
+    monkeypatch.setattr(demo, "STUDENTS", ("dmd2-digits", "consistency-digits"))
 
 
 def test_the_demo_writes_a_table_a_picture_and_a_page(small, tmp_path, capsys):
     out = tmp_path / "demo"
-    run_demo(out)
+    out.mkdir()
+    (out / MARKER).write_text("{}")
+    (out / "old.txt").write_text("of an earlier demo")
+    run_demo(out, from_scratch=True)
     said = capsys.readouterr().out
     rows = json.loads((out / MARKER).read_text())["rows"]
-    assert [(r["sampler"], r["steps"]) for r in rows[:5]] == [
-        ("teacher", 50), ("teacher", 8), ("teacher", 4), ("teacher", 1), ("dmd2", 1),
-    ]  # fmt: skip
-    assert {r["sampler"] for r in rows[5:]} == {"consistency"}
+    asked = [("teacher", steps) for steps in sorted(demo.TEACHER_STEPS, reverse=True)]
+    assert [(r["sampler"], r["steps"]) for r in rows[: len(asked) + 1]] == [*asked, ("dmd2", 1)]
+    assert {1, 4, 8, 50} <= set(demo.TEACHER_STEPS)
+    assert {r["sampler"] for r in rows[len(asked) + 1 :]} == {"consistency"}
     assert all(r["NFE"] == r["steps"] for r in rows)
     assert all(set(r) >= {MEASURE, "ms/image", "class accuracy"} for r in rows)
     assert "best in one step" in said
     assert (out / "samples.png").stat().st_size > 1000
-    page = (out / "report.html").read_text()
-    assert "dmd2-digits/report.html" in page
+    assert "dmd2-digits/report.html" in (out / "report.html").read_text()
     assert (out / "dmd2-digits" / "report.html").exists()
-    (out / "old.txt").write_text("of the demo before")
-    run_demo(out)
     assert not (out / "old.txt").exists()
+    config = (out / "dmd2-digits" / "config.yaml").read_text()
+    assert f"teacher: {out / 'teacher-digits' / 'export'}" in config
 
 
-def test_from_scratch_trains_the_teacher_first(small, tmp_path, monkeypatch):
+def test_a_training_that_fails_stops_the_demo(small, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "STUDENTS", ("dmd2-digits",))
-    run_demo(tmp_path / "demo", from_scratch=True)
-    assert (tmp_path / "demo" / "teacher-digits" / "export" / "unet").is_dir()
-    config = (tmp_path / "demo" / "dmd2-digits" / "config.yaml").read_text()
-    assert f"teacher: {tmp_path / 'demo' / 'teacher-digits' / 'export'}" in config
+    monkeypatch.setattr(demo, "SETTINGS", ("train.steps=none",))
+    with pytest.raises(TrainingError, match="dmd2-digits ended with exit code 2"):
+        run_demo(tmp_path / "demo")
 
 
 def test_what_is_not_a_demo_is_not_replaced(tmp_path):

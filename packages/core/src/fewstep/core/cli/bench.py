@@ -40,8 +40,10 @@ def bench(args: Namespace) -> None:
 
 def time_step(recipe: str, batch: int, repeat: int) -> float:
     """Return the least time of a full training step, in seconds."""
-    world, settings = World(), (f"recipe.name={recipe}", f"train.batch={batch}", "train.steps=1000000")
-    config = load_config(None, settings, domain=find_domain("image"))
+    settings = [f"recipe.name={recipe}", f"train.batch={batch}", "train.steps=1000000"]
+    if recipe == UNIT:
+        settings.append("recipe.init=teacher")  # the same network as the others'
+    world, config = World(), load_config(None, settings, domain=find_domain("image"))
     opened = assemble(config, world)
     trainer = Trainer(config, opened.problem, opened.recipe, world)
     every = max(phase.every for phase in trainer.phases)  # one round: each phase at least once
