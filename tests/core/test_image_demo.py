@@ -39,7 +39,7 @@ def test_the_demo_writes_a_table_a_picture_and_a_page(small, tmp_path, capsys):
     out.mkdir()
     (out / MARKER).write_text("{}")
     (out / "old.txt").write_text("of an earlier demo")
-    run_demo(out, from_scratch=True)
+    run_demo(out)
     said = capsys.readouterr().out
     rows = json.loads((out / MARKER).read_text())["rows"]
     asked = [("teacher", steps) for steps in sorted(demo.TEACHER_STEPS, reverse=True)]
@@ -53,6 +53,13 @@ def test_the_demo_writes_a_table_a_picture_and_a_page(small, tmp_path, capsys):
     assert "dmd2-digits/report.html" in (out / "report.html").read_text()
     assert (out / "dmd2-digits" / "report.html").exists()
     assert not (out / "old.txt").exists()
+
+
+@pytest.mark.slow
+def test_from_scratch_trains_the_teacher_first(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "STUDENTS", ("dmd2-digits",))
+    out = tmp_path / "demo"
+    run_demo(out, from_scratch=True)
     config = (out / "dmd2-digits" / "config.yaml").read_text()
     assert f"teacher: {out / 'teacher-digits' / 'export'}" in config
 

@@ -87,8 +87,11 @@ class Diffusion(Recipe):
 
 
 def drop_condition(student: Denoiser, cond: Cond, share: float, rng: Rng) -> Cond:
-    """Return the condition with a random ``share`` of the samples made unconditional, as the network's null has it."""
-    if share == 0:
+    """Return the condition with a random ``share`` of the samples made unconditional, as the network's null has it.
+
+    An empty condition stays as it is: data without classes trains an unconditional network.
+    """
+    if share == 0 or not cond:
         return cond
     null = student.null(cond)
     dropped = rng.uniform("label_dropout") < share
