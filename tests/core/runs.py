@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import torch
@@ -25,6 +26,12 @@ PARTS = {
     "progressive": ("recipe.start_steps=4", "recipe.round_steps=1"),  # rounds end after steps 1 and 3
 }  # fmt: skip
 SMALL = ("train.steps=6", "train.batch=8", "optim.lr=1e-2", "train.log_every=2", "train.eval_samples=12")
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a child process that imports what this one imports, and the tests' own modules."""
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def config_of(*overrides: str, recipe: str = "toy") -> RunConfig:
@@ -60,4 +67,4 @@ def differences(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
     return [name for name in a if a[name].dtype != b[name].dtype or not torch.equal(a[name], b[name])]
 
 
-__all__ = ["build", "config_of", "differences", "go", "newest"]
+__all__ = ["build", "child_environment", "config_of", "differences", "go", "newest"]

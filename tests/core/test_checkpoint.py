@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from core.runs import build, config_of, differences, go, newest
+from core.runs import build, child_environment, config_of, differences, go, newest
 from safetensors import SafetensorError
 
 from fewstep.core.errors import TrainingError, UserError
@@ -28,8 +28,6 @@ from fewstep.core.training.checkpoint import (
     write_checkpoint,
 )
 from fewstep.core.training.lock import RunLock
-
-TESTS = Path(__file__).parents[1]
 
 
 def snapshot(value: float = 1.0) -> Snapshot:
@@ -238,10 +236,8 @@ def test_a_kill_at_any_write_of_a_save_leaves_a_run_that_resumes(tmp_path, monke
     go(config, tmp_path / "whole")
     expected = newest(tmp_path / "whole")
     script = Path(__file__).with_name("kill_saves.py")
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True, check=True, timeout=300
-    )
+    command = [sys.executable, script, tmp_path]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True, timeout=300)
     events = json.loads(done.stdout)
     assert len(events) > 20
     assert {name.split()[0] for name in events} == {"save_file", "_write_json", "_sync", "_publish", "_discard"}

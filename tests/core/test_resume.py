@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from core.runs import build, config_of, differences, go, newest
+from core.runs import build, child_environment, config_of, differences, go, newest
 
 from fewstep.core.recipes import BUILT_IN
 from fewstep.core.training.checkpoint import Snapshot, checkpoints_in, read_checkpoint, write_checkpoint
@@ -145,10 +145,8 @@ print(text, outcome.stopped)
 
 
 def test_sigterm_from_outside_saves_and_exits_cleanly(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, tmp_path / "run"], env=environment, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", CHILD, tmp_path / "run"]
+    child = subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdout.readline() == "ready\n"
     child.send_signal(signal.SIGTERM)

@@ -57,7 +57,7 @@ def main(root: Path, recipes: list[str]) -> None:
     said: dict[str, object] = {"size": world.size}
     for name in recipes:
         go(config_of("domain.dtype=float64", recipe=name), root / f"two-{name}")
-        in_shards(config_of("domain.dtype=float64", "train.steps=3", recipe=name), root / f"shards-{name}")
+        in_shards(config_of("domain.dtype=float64", "train.steps=4", recipe=name), root / f"shards-{name}")
         config = config_of("domain.dtype=float64", recipe=name)
         said["parameters"] = in_shards(config, root / f"shards-{name}", resume=True)
     config = config_of("domain.dtype=float64")
