@@ -65,3 +65,10 @@ def test_values_are_detached():
     means.add(values, torch.tensor([0]))
     means.finish(None)
     assert not means.value.requires_grad
+
+
+def test_a_value_that_is_not_finite_moves_nothing():
+    means = RunningMeans(torch.ones(2), 0.5)
+    means.add(torch.tensor([float("nan"), 3.0]), torch.tensor([0, 1]))
+    means.finish(None)
+    assert means.value.tolist() == [1.0, 2.0]

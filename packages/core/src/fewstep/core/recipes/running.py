@@ -39,14 +39,18 @@ class RunningMeans:
         self._seen = True
 
     def finish(self, total: Callable[[Tensor], Tensor] | None) -> None:
-        """Move the averages by the means of this step, summed over processes by ``total``; empty bins stay."""
+        """Move the averages by the means of this step, summed over processes by ``total``.
+
+        Empty bins stay, and bins with a value that is not finite.
+        """
         if not self._seen:
             return
         sums = self._sums if total is None else total(self._sums)
         old, (added, count) = self.value.to(sums.device), sums
         # this form leaves a mean that equals the average exactly where it is
         moved = old + (1 - self.decay) * (added / count.clamp_min(1) - old)
-        self.value = torch.where(count > 0, moved, old)
+        # an update with a value that is not finite is skipped by the loop and must not live on here
+        self.value = torch.where((count > 0) & added.isfinite(), moved, old)
         self._sums, self._seen = torch.zeros_like(self._sums), False
 
     def state(self) -> Tensor:

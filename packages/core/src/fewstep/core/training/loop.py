@@ -26,7 +26,7 @@ from fewstep.core.training.checkpoint import (
     write_checkpoint,
 )
 from fewstep.core.training.feed import Feed
-from fewstep.core.training.folder import CHECKPOINTS, PREVIEWS, check_new, check_run, describe, make_folder
+from fewstep.core.training.folder import CHECKPOINTS, CONFIG, PREVIEWS, check_new, check_run, describe, make_folder
 from fewstep.core.training.lock import RunLock
 from fewstep.core.training.progress import Progress, Stream
 from fewstep.core.training.settings import RunConfig
@@ -68,7 +68,7 @@ def train(
     world.on_main(lambda: check_run(run_dir) if resume else check_new(run_dir))
     trainer, show = Trainer(config, problem, recipe, world), Show(config, problem, recipe, world)
     with ExitStack() as stack:
-        world.on_main(lambda: _enter_folder(run_dir, stack))
+        world.on_main(lambda: _enter_folder(run_dir, resume, stack))
         stack.enter_context(deterministic(config.train.deterministic))
         start = _restore(trainer, run_dir, resume, shown)
         world.on_main(lambda: describe(run_dir, config, {"processes": world.size, "device": str(world.device)}))
@@ -79,9 +79,11 @@ def train(
         return run.go(feed, stop)
 
 
-def _enter_folder(run_dir: Path, stack: ExitStack) -> None:
+def _enter_folder(run_dir: Path, resume: bool, stack: ExitStack) -> None:
     make_folder(run_dir)
     stack.enter_context(RunLock(run_dir))
+    if not resume and (run_dir / CONFIG).exists():  # another run came and went since the folder was looked at
+        check_new(run_dir)
     clean_up(run_dir / CHECKPOINTS)
 
 
