@@ -118,12 +118,13 @@ def test_a_bar_on_a_terminal():
     assert "mine: done with it\n" in text
 
 
-def test_quiet_on_other_processes():
+def test_quiet_on_other_processes(capsys):
     progress = Progress("mine", 0, 3, None)
     progress.step()
     progress.report(1, {})
     progress.say("x")
     progress.close()
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.0, "0:00"), (59.6, "1:00"), (61.0, "1:01"), (3661.0, "1:01:01")])

@@ -72,7 +72,7 @@ def directional_derivative(
         raise UserError(
             f"the network cannot be differentiated in forward mode ({str(error).splitlines()[0][:160]}): "
             "give it plain attention (no xformers or flash-attention processor, no torch.compile), "
-            "or set jvp to 'finite_difference'"
+            "or set recipe.derivative to finite_difference"
         ) from error
     return value, derivative
 
