@@ -98,12 +98,8 @@ def fold_extras(backbone: UNet2DBackbone, plan: StepPlan) -> UNet2DBackbone:
         f"export: the input '{', '.join(changing)}' changes from step to step, and stock diffusers has no such input: "
         "train without it",
     )
-    cond = {name: torch.tensor([plan.extras[name]]) for name in backbone.extras}
-    unet = backbone.unet
-    with torch.no_grad():
-        added = backbone.extra_inputs(cond, unet.time_proj, "export")[0]
-        unet.time_embedding.linear_2.bias.add_(added)
-    return UNet2DBackbone(unet, null_class=backbone.null_class is not None)
+    backbone.fold_extras(dict(plan.extras))
+    return backbone
 
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:

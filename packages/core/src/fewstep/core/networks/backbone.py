@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ class ExtensibleBackbone(Backbone):
     number of values cond["label"] may take, the null class included; 0 for networks without labels.
     """
 
-    lora_targets: ClassVar[tuple[str, ...]] = ()
+    lora_targets: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
     num_labels: int = 0
     extra_inputs: nn.Module | None  # no default here: a class attribute would hide the registered module

@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -60,7 +60,7 @@ class MLPBackbone(ExtensibleBackbone):
     angles and fractions). ``concat``: condition entries appended to the input, ``concat_dim`` numbers in all.
     """
 
-    lora_targets: ClassVar[tuple[str, ...]] = ("stem", "inner", "shift", "outer", "head")
+    lora_targets: tuple[str, ...] = ("stem", "inner", "shift", "outer", "head")
 
     def __init__(
         self,

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewstep.core.denoiser import Cond
 from fewstep.core.errors import UserError, check
-from fewstep.core.networks.backbone import ExtensibleBackbone, entry, join_channels, null_label
-from fewstep.core.networks.embedding import ExtraInputs
+from fewstep.core.networks.backbone import entry, join_channels, null_label
+from fewstep.core.networks.timed import TimedBackbone
 from fewstep.core.rng import Rng
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ INPUTS_FILE = "fewstep_inputs.json"
 EXTRAS_FILE = "fewstep_extras.safetensors"
 
 
-class UNet2DBackbone(ExtensibleBackbone):
+class UNet2DBackbone(TimedBackbone):
     """A diffusers ``UNet2DModel`` behind a denoiser; images are "b c h w".
 
     A UNet with class embeddings needs cond["label"]; with ``null_class`` its last embedding is the unconditional class.
@@ -34,7 +33,7 @@ class UNet2DBackbone(ExtensibleBackbone):
     that stock diffusers loads. Raises UserError when the UNet's configuration and these settings disagree.
     """
 
-    lora_targets: ClassVar[tuple[str, ...]] = (
+    lora_targets: tuple[str, ...] = (
         "to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "time_emb_proj", "conv_shortcut", "linear_1", "linear_2",
     )  # fmt: skip
 
@@ -48,7 +47,7 @@ class UNet2DBackbone(ExtensibleBackbone):
         self.num_classes = embeddings - (1 if null_class else 0)
         self.null_class = self.num_classes if null_class else None
         self.concat = tuple(concat)
-        self.extra_inputs: ExtraInputs | None = None
+        self.extra_inputs = None
 
     @classmethod
     def make(
@@ -99,38 +98,29 @@ class UNet2DBackbone(ExtensibleBackbone):
         unet: nn.Module = self.unet
         return unet
 
+    @property
+    def time_embedding(self) -> Any:
+        """The UNet's time embedding."""
+        return self.unet.time_embedding
+
+    @property
+    def time_features(self) -> Callable[[Tensor], Tensor]:
+        """The UNet's sinusoids."""
+        features: Callable[[Tensor], Tensor] = self.unet.time_proj
+        return features
+
     def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """Return the raw output "b c h w"; UserError when the condition lacks an entry."""
         who = type(self).__name__
         x = join_channels(x, cond, self.concat, who)
         label = entry(cond, "label", who) if self.num_classes else None
-        if self.extra_inputs is None:
-            return self._call(x, time, label)
-        added = self.extra_inputs(cond, self.unet.time_proj, who)
-        # for this call only: a hook that stays would be copied with the module it closes over
-        handle = self.unet.time_embedding.register_forward_hook(lambda module, args, out: out + added)
-        try:
-            return self._call(x, time, label)
-        finally:
-            handle.remove()
-
-    def _call(self, x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
-        out: Tensor = self.unet(x, time, class_labels=label, return_dict=False)[0]
+        with self.adding_extras(cond):
+            out: Tensor = self.unet(x, time, class_labels=label, return_dict=False)[0]
         return out
 
     def null(self, cond: Cond) -> Cond:
         """Return the condition with the null class in place of the labels; UserError without one."""
         return null_label(cond, self.null_class, type(self).__name__)
-
-    def with_extras(self, names: tuple[str, ...], seed: int) -> UNet2DBackbone:
-        """Return a backbone around the same UNet with embeddings of ``names`` (``guidance``, ``end_time``)."""
-        first, last = self.unet.time_embedding.linear_1, self.unet.time_embedding.linear_2
-        out = copy.copy(self)
-        out._modules = dict(self._modules)  # the copy gets a table of its own: what it adds is not seen by this one
-        old = self.extra_inputs or ExtraInputs((), first.in_features, last.out_features, seed)
-        out.extra_inputs = old.extended(names, seed).to(next(self.unet.parameters()))
-        out.extras = out.extra_inputs.names
-        return out
 
     def taps(self, where: str = "bottleneck") -> tuple[str, ...]:
         """Return the middle block, or every block from input to output."""

@@ -1,0 +1,91 @@
+"""Small random components of the real classes, from which families put together pipelines to try things out on.
+
+Weights are random but reproducible; tokenizers know single characters. What such a pipeline makes is noise: it is
+there to run every line of code a large one would.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fewstep.core.models.files import quiet
+from fewstep.core.rng import Rng
+
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-:()"
+LENGTH = 16  # tokens of a tiny CLIP prompt
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Make the random weights of what is inside reproducible, and leave torch's generator as it was."""
+    with Rng(seed, 0, ()).network_noise("tiny"):
+        yield
+
+
+def visible(network: nn.Module) -> nn.Module:
+    """Return a network whose zero-initialised layers got small random weights: its output depends on everything."""
+    for parameter in network.parameters():
+        if parameter.ndim > 1 and not bool(parameter.any()):
+            nn.init.normal_(parameter, std=0.02)
+    return network
+
+
+def clip_text(width: int, *, projection: int = 0) -> Any:
+    """Return a CLIP text encoder of two layers; with ``projection``, one with a pooled output of that width."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=2 * len(CHARACTERS) + 2,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        projection_dim=projection or width,
+        bos_token_id=2 * len(CHARACTERS),
+        eos_token_id=2 * len(CHARACTERS) + 1,
+        pad_token_id=2 * len(CHARACTERS) + 1,
+    )
+    return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
+
+
+def clip_tokenizer() -> Any:
+    """Return a CLIP tokenizer that spells: every character is a token."""
+    from transformers import CLIPTokenizer
+
+    tokens = [*CHARACTERS, *(f"{character}</w>" for character in CHARACTERS), "<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
+        vocabulary.write_text(json.dumps({token: index for index, token in enumerate(tokens)}), encoding="utf-8")
+        merges.write_text("#version: 0.2\n", encoding="utf-8")
+        return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=LENGTH)
+
+
+def tiny_vae(channels: int = 4) -> Any:
+    """Return an autoencoder that halves both sides."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=channels,
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        sample_size=16,
+        scaling_factor=0.5,
+    )
+
+
+def save_pipeline(kind: Any, folder: Path, **parts: Any) -> None:
+    """Write a pipeline of ``kind`` with these components as safetensors."""
+    with quiet():
+        kind(**parts).save_pretrained(folder, safe_serialization=True)

@@ -1,0 +1,76 @@
+"""What the tests of model families share: tiny pipelines of the real classes, run as diffusers runs them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.core.models.family import Encoded
+from fewstep.core.models.files import quiet
+from fewstep.core.models.loading import Teacher
+from fewstep.core.models.table import FAMILIES
+
+NAMES = [family.name for family in FAMILIES]
+PROMPTS = ["a red fox", "two boats, one sail"]
+
+
+class Evaluation(NamedTuple):
+    """What a pipeline hands its scheduler: guided prediction, time, latents, all as the pipeline holds them."""
+
+    output: Tensor
+    time: Tensor
+    latents: Tensor
+
+
+@lru_cache(maxsize=4)
+def teacher(name: str, guidance: float = 1.0) -> Teacher:
+    """The tiny teacher of a family."""
+    return Teacher.find(f"tiny:{name}", guidance=guidance)
+
+
+@lru_cache(maxsize=4)
+def encoded(name: str) -> Encoded:
+    """The conditions of the two prompts."""
+    return teacher(name).encode(PROMPTS)
+
+
+def stock(found: Teacher) -> Any:
+    """The whole pipeline, as diffusers itself loads it."""
+    with quiet():
+        kind = found.folder.pipeline_class()
+        pipe = kind.from_pretrained(found.folder.path, use_safetensors=True, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def call_options(found: Teacher) -> dict[str, Any]:
+    """What the pipeline's call takes for the teacher's size."""
+    size = found.size
+    frames = {"num_frames": size.frames} if found.family.media == "video" else {}
+    return {"height": size.height, "width": size.width, "output_type": "latent", **frames}
+
+
+def watched(found: Teacher, guidance: float, steps: int = 2, **options: Any) -> list[Evaluation]:
+    """Run the stock pipeline on the prompts; return what it gave its scheduler at every step."""
+    pipe, seen = stock(found), list[Evaluation]()
+    step = pipe.scheduler.step
+
+    def spy(output: Tensor, time: Tensor, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(Evaluation(output.clone(), time.clone(), latents.clone()))
+        return step(output, time, latents, *args, **kwargs)
+
+    pipe.scheduler.step = spy
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        pipe(
+            PROMPTS,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generator,
+            **call_options(found),
+            **options,
+        )
+    return seen
