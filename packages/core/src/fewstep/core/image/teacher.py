@@ -9,12 +9,12 @@ from typing import Any
 from fewstep.core.denoiser import EDMScaling, NetworkDenoiser, Plain, Scaling
 from fewstep.core.errors import UserError, check, nearest
 from fewstep.core.image.settings import ImageConfig, NetworkConfig, ProcessConfig
+from fewstep.core.models.student import SCHEDULER_FILE
 from fewstep.core.networks.unet2d import UNet2DBackbone
 from fewstep.core.prediction import Kind
 from fewstep.core.process import EDM, Process, process_from_scheduler
 
 SHIPPED = Path(__file__).parent / "weights"
-SCHEDULER_FILE = "scheduler_config.json"
 
 
 def shipped_teachers() -> list[str]:
