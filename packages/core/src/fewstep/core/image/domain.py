@@ -18,8 +18,17 @@ from fewstep.core.image.rendering import render_rows
 from fewstep.core.image.sample_set import SampleSet
 from fewstep.core.image.settings import ImageConfig
 from fewstep.core.image.spaces import feature_space
-from fewstep.core.image.teacher import check_fits, domain_scheduler, fresh_denoiser, load_teacher, reading
+from fewstep.core.image.teacher import (
+    check_fits,
+    domain_scheduler,
+    fresh_denoiser,
+    load_teacher,
+    reading,
+    shipped_teachers,
+)
+from fewstep.core.image.text import build_text_problem, text_process
 from fewstep.core.metrics.measure import Reference
+from fewstep.core.models.loading import is_pipeline
 from fewstep.core.networks.roles import build_roles
 from fewstep.core.process import Process
 from fewstep.core.recipe import Actors, RoleSpec, StepPlan
@@ -35,10 +44,14 @@ class ImageDomain:
 
     def process(self, config: ImageConfig) -> Process:
         """Return the process of the configured teacher without loading its weights."""
+        if is_text_teacher(config.teacher):
+            return text_process(config)
         return reading(domain_scheduler(config))[0]
 
     def build(self, config: ImageConfig, specs: Sequence[RoleSpec], seed: int, device: torch.device | str) -> Problem:
         """Return the problem with every role built; UserError for what this domain cannot give."""
+        if is_text_teacher(config.teacher):
+            return build_text_problem(config, specs, seed, device)
         data = load_data(config.data)
         scheduler = domain_scheduler(config)
         teacher, origin = self._teacher(config, specs, data, seed)
@@ -91,6 +104,11 @@ class ImageDomain:
             )
         fresh = fresh_denoiser(config.network, domain_scheduler(config), data.shape, len(data.classes), seed)
         return fresh, "none: networks start untrained"
+
+
+def is_text_teacher(name: str) -> bool:
+    """Return whether a teacher's name means a text-to-image pipeline."""
+    return bool(name) and name not in shipped_teachers() and is_pipeline(name)
 
 
 def conditions(data: ImageData, n: int) -> Cond:
