@@ -31,14 +31,19 @@ class DataConfig:
     """Where pictures come from.
 
     ``source``: ``digits`` (8x8, gray, 10 classes), ``photos`` (crops of 12 photos, one class each) or ``folder``.
-    ``path``: the folder; its first subfolders are the classes. ``size``: pixels of the square crops. ``channels``: 1
+    For text-to-image teachers: a file of ``prompts``, pictures with ``captions`` (a folder, or webdataset archives), a
+    folder ``prepared`` by `fewstep image prepare`, or digits and photos with the ``caption`` "a photo of {}"; pictures
+    are cropped to the teacher's size. ``path``: the file or folder; of ``folder``, the first subfolders are the classes.
+    ``column``: of a table of prompts or captions. ``size``: pixels of the square crops. ``channels``: 1
     or 3. ``resize``: pixels of the shorter side before cropping (0: the same as ``size``). ``flip``: mirror half of
     the crops. ``holdout``: share of the pictures never trained on. ``max_bad_share``: share of unreadable files that
     stops a run.
     """
 
-    source: Literal["digits", "photos", "folder"] = "digits"
+    source: Literal["digits", "photos", "folder", "prompts", "captions", "prepared"] = "digits"
     path: str = ""
+    column: str = ""
+    caption: str = "a picture of {}"
     size: int = 8
     channels: int = 1
     resize: int = 0
@@ -54,9 +59,9 @@ class DataConfig:
         )
         check(0 <= self.holdout < 1, f"domain.data.holdout must be in [0, 1), got {self.holdout:g}")
         check(0 <= self.max_bad_share <= 1, f"domain.data.max_bad_share must be in [0, 1], got {self.max_bad_share:g}")
-        check(
-            (self.source == "folder") == bool(self.path), "domain.data.path belongs to, and is needed by, source=folder"
-        )
+        builtin = self.source in ("digits", "photos")
+        check(builtin or bool(self.path), f"domain.data.path is missing: source={self.source} needs it")
+        check(not builtin or not self.path, f"domain.data.path: source={self.source} reads no files, leave it empty")
         check(
             self.source != "photos" or self.holdout == 0, "photos are cropped: domain.data.holdout must be 0 for them"
         )
@@ -146,6 +151,10 @@ def load_data(config: DataConfig, most: int = 2000) -> ImageData:
     Digits: the reference is all of them. Photos: ``most`` crops at fixed random places. Folder: central crops of at
     most ``most`` pictures, the held-out ones first.
     """
+    check(
+        config.source in ("digits", "photos", "folder"),
+        f"domain.data.source '{config.source}' is for text-to-image teachers, and this one takes no text",
+    )
     side = config.resize or config.size
     if config.source == "photos":
         source = ImageSource(photos(config.channels, side), config.size, config.flip)

@@ -85,8 +85,8 @@ def build_text_problem(
     teacher = find_teacher(config)
     shape, dtype = teacher.shape, DTYPES[config.model.dtype]
     decoder = Decoder(teacher, dtype, device, stays="vae" not in config.model.offload)
-    data = load_text_data(config, teacher, decoder.encode, device)
-    null = data.encoded.null
+    data = load_text_data(config, teacher, decoder, device)
+    null = data.null
     denoiser = teacher.denoiser(null, dtype)
     roles = build_roles(
         denoiser,
