@@ -15,11 +15,13 @@ from fewstep.core.domain import Problem
 from fewstep.core.errors import UserError, check
 from fewstep.core.image.rendering import render_rows
 from fewstep.core.image.settings import ImageConfig
+from fewstep.core.image.teacher import SHIPPED, shipped_pipelines, shipped_teachers
 from fewstep.core.image.text_data import TextData, load_text_data
 from fewstep.core.image.text_metrics import TextMetrics
 from fewstep.core.models.export import export_lora, export_pipeline, export_student
 from fewstep.core.models.family import Size
-from fewstep.core.models.loading import DTYPES, Codec, Teacher
+from fewstep.core.models.files import INDEX
+from fewstep.core.models.loading import DTYPES, Codec, Teacher, is_pipeline
 from fewstep.core.networks.adapters import AdapterView
 from fewstep.core.networks.offload import offload
 from fewstep.core.networks.roles import Role, build_roles
@@ -30,9 +32,9 @@ from fewstep.core.rng import Rng
 
 def find_teacher(config: ImageConfig) -> Teacher:
     """Return the configured pipeline; UserError for what is none, and for a pipeline of videos."""
-    model = config.model
+    model, name = config.model, config.teacher
     teacher = Teacher.find(
-        config.teacher,
+        str(SHIPPED / name) if name in shipped_pipelines() else run_export(name),
         size=Size(model.height, model.width) if model.height else None,
         revision=model.revision,
         variant=model.variant,
@@ -41,9 +43,22 @@ def find_teacher(config: ImageConfig) -> Teacher:
     )
     check(
         teacher.family.media == "image",
-        f"teacher '{config.teacher}' is a {teacher.folder.pipeline}, which makes videos: use the domain video",
+        f"teacher '{name}' is a {teacher.folder.pipeline}, which makes videos: use the domain video",
     )
     return teacher
+
+
+def run_export(name: str) -> str:
+    """Return the pipeline that a run's folder stands for, or the name as it is."""
+    exported = Path(name).expanduser() / "export"
+    return str(exported) if (exported / INDEX).is_file() else name
+
+
+def is_text_teacher(name: str) -> bool:
+    """Return whether a teacher's name means a text-to-image pipeline."""
+    if name in shipped_teachers() or not name:
+        return False
+    return name in shipped_pipelines() or is_pipeline(run_export(name))
 
 
 def text_process(config: ImageConfig) -> Process:
