@@ -5,9 +5,21 @@ from __future__ import annotations
 from fewstep.core.errors import UserError, nearest
 from fewstep.core.models.family import Family
 from fewstep.core.models.files import PipelineFolder
+from fewstep.core.models.flux import Flux
+from fewstep.core.models.pixart import PixArt
+from fewstep.core.models.sana import Sana
 from fewstep.core.models.sd import StableDiffusion
+from fewstep.core.models.sd3 import StableDiffusion3
+from fewstep.core.models.sdxl import StableDiffusionXL
 
-FAMILIES: tuple[Family, ...] = (StableDiffusion(),)
+FAMILIES: tuple[Family, ...] = (
+    StableDiffusion(),
+    StableDiffusionXL(),
+    StableDiffusion3(),
+    Flux(),
+    PixArt(),
+    Sana(),
+)
 
 
 def find_family(name: str) -> Family:
