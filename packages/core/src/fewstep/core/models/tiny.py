@@ -19,7 +19,8 @@ from fewstep.core.models.files import quiet
 from fewstep.core.rng import Rng
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-:()"
-LENGTH = 16  # tokens of a tiny CLIP prompt
+SPELLING = ("<pad>", "</s>", "<unk>", "\N{LOWER ONE EIGHTH BLOCK}", *CHARACTERS)  # sentencepiece marks spaces so
+LENGTH = 16  # tokens of a tiny prompt, where a pipeline asks for no other number
 
 
 @contextmanager
@@ -66,6 +67,43 @@ def clip_tokenizer() -> Any:
         vocabulary.write_text(json.dumps({token: index for index, token in enumerate(tokens)}), encoding="utf-8")
         merges.write_text("#version: 0.2\n", encoding="utf-8")
         return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=LENGTH)
+
+
+def t5_text(width: int, *, multilingual: bool = False) -> Any:
+    """Return a T5 encoder of two layers; with ``multilingual``, a UMT5 encoder."""
+    from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+    kind, settings = (UMT5EncoderModel, UMT5Config) if multilingual else (T5EncoderModel, T5Config)
+    config = settings(
+        vocab_size=len(SPELLING),
+        d_model=width,
+        d_kv=width // 4,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return kind(config)
+
+
+def t5_tokenizer() -> Any:
+    """Return a T5 tokenizer that spells: every character is a token, and a space is one before every word."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import T5TokenizerFast
+
+    tokenizer = Tokenizer(models.Unigram([(token, -2.0) for token in SPELLING], unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tokenizer.json"
+        tokenizer.save(str(file))
+        return T5TokenizerFast.from_pretrained(
+            folder, tokenizer_file=str(file), extra_ids=0, model_max_length=LENGTH, local_files_only=True
+        )
 
 
 def tiny_vae(channels: int = 4) -> Any:
