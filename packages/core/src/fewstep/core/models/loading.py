@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -148,7 +149,7 @@ class Teacher:
         with torch.no_grad():
             for start in range(0, len(prompts), ENCODE_BATCH):
                 some = prompts[start : start + ENCODE_BATCH]
-                found = self.family.encode(pipe, some, self.negative)
+                found = self.family.encode(pipe, some, self.negative, self.size)
                 parts.append(_checked_rows(found.cond, len(some)))
                 if null is None and found.null is not None:
                     null = {name: value[:1].cpu() for name, value in found.null.items()}
@@ -157,9 +158,12 @@ class Teacher:
 
     def text_pipeline(self, dtype: torch.dtype = torch.float32) -> Any:
         """Return the pipeline with its text components only, for its ``encode_prompt``."""
-        return self.pipeline(
-            {part: self.folder.load(part, dtype) for part in self.family.text if self.folder.has(part)}
-        )
+        network = self.family.network
+        parts = {part: self.folder.load(part, dtype) for part in self.family.text if self.folder.has(part)}
+        pipe = self.pipeline(parts)
+        # some ask the network for its widths and dtype: its configuration answers, without its weights
+        setattr(pipe, network, SimpleNamespace(config=SimpleNamespace(**self.folder.config(network)), dtype=dtype))
+        return pipe
 
     def pipeline(self, parts: dict[str, Any]) -> Any:
         """Return a pipeline of this teacher's class from some of its components, None for the others."""
