@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fewstep.core.denoiser import Cond
 from fewstep.core.errors import check
+from fewstep.core.models.files import PipelineFolder
 from fewstep.core.prediction import Kind
 from fewstep.core.process import Process, RectifiedFlow, process_from_scheduler
 
@@ -169,6 +170,10 @@ class Family(ABC):
     def takes_guidance(self, network: Any) -> bool:
         """Return whether the network has an input for the guidance scale (``cond["guidance"]``)."""
         return False
+
+    def check_folder(self, folder: PipelineFolder) -> None:
+        """Raise UserError for a pipeline that is more than this family's adapter reads."""
+        return
 
     def pipeline_options(self) -> dict[str, Any]:
         """Return what the pipeline's class wants besides components."""

@@ -27,7 +27,6 @@ from fewstep.core.models.backbone import PipelineBackbone
 from fewstep.core.models.family import Encoded, Family, Size
 from fewstep.core.models.files import INDEX, PipelineFolder, quiet, read_json
 from fewstep.core.models.table import family_of, find_family
-from fewstep.core.models.tiny import clip_text
 from fewstep.core.prediction import Kind
 from fewstep.core.process import Process
 
@@ -58,8 +57,9 @@ def tiny_folder(name: str) -> Path:
     """Return the folder of a family's tiny random pipeline, made on first use (``FEWSTEP_CACHE``, ~/.cache/fewstep)."""
     family = find_family(name)
     cache = Path(os.environ.get("FEWSTEP_CACHE") or Path.home() / ".cache" / "fewstep")
-    makers = (inspect.getsourcefile(type(family)), inspect.getsourcefile(clip_text))
-    made_by = hashlib.sha256(b"".join(Path(str(file)).read_bytes() for file in makers)).hexdigest()[:12]
+    parts = sorted(Path(__file__).parent.glob("tiny*.py"))
+    makers = (Path(str(inspect.getsourcefile(type(family)))), *parts)
+    made_by = hashlib.sha256(b"".join(file.read_bytes() for file in makers)).hexdigest()[:12]
     folder = cache / "tiny" / f"{name}-{made_by}-{version('diffusers')}"
     if (folder / INDEX).is_file():
         return folder
