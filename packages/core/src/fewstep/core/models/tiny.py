@@ -40,8 +40,11 @@ def visible(network: nn.Module) -> nn.Module:
     return network
 
 
-def clip_text(width: int, *, projection: int = 0) -> Any:
-    """Return a CLIP text encoder of two layers; with ``projection``, one with a pooled output of that width."""
+def clip_text(width: int, *, projection: int = 0, length: int = LENGTH) -> Any:
+    """Return a CLIP text encoder of two layers; with ``projection``, one with a pooled output of that width.
+
+    ``length``: the tokens of a prompt.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -50,7 +53,7 @@ def clip_text(width: int, *, projection: int = 0) -> Any:
         intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=LENGTH,
+        max_position_embeddings=length,
         projection_dim=projection or width,
         bos_token_id=2 * len(CHARACTERS),
         eos_token_id=2 * len(CHARACTERS) + 1,

@@ -37,7 +37,7 @@ class Wan(MomentScaled):
         """Raise UserError for Wan 2.2's pairs of networks."""
         check(
             not folder.has("transformer_2") and folder.options.get("boundary_ratio") is None,
-            f"{folder.path}: this Wan 2.2 pipeline changes from one network to another (transformer_2) at a noise level "
+            f"{folder.path}: this Wan 2.2 pipeline changes between two networks (transformer_2) at a noise level "
             "(boundary_ratio), and a teacher here is one network for all of them: use Wan 2.1, or Wan 2.2 5B",
         )
 
