@@ -40,7 +40,7 @@ class CogVideoX(VideoFamily):
         """Return latents "b c f h w"."""
         return x.transpose(1, 2)
 
-    def encode(self, pipe: Any, prompts: Sequence[str], negative: str | None) -> Encoded:
+    def encode(self, pipe: Any, prompts: Sequence[str], negative: str | None, size: Size) -> Encoded:
         """Return ``prompt_embeds``, and those of the empty or the given negative prompt."""
         negatives = None if negative is None else [negative] * len(prompts)
         cond, null = pipe.encode_prompt(list(prompts), negatives, device=pipe.text_encoder.device)
@@ -122,11 +122,12 @@ def rotary(config: Any, frames_height_width: Sequence[int], device: torch.device
     frames, *sides = frames_height_width
     grid = (sides[0] // config.patch_size, sides[1] // config.patch_size)
     base = (config.sample_height // config.patch_size, config.sample_width // config.patch_size)
-    options: dict[str, Any] = {"grid_type": "slice", "max_size": base}
     if config.patch_size_t is None:
-        options = {}
-    crops = None if options else get_resize_crop_region_for_grid(grid, base[1], base[0])
-    cos, sin = get_3d_rotary_pos_embed(
-        config.attention_head_dim, crops, grid, -(-frames // (config.patch_size_t or 1)), device=device, **options
-    )
-    return cos, sin
+        crops = get_resize_crop_region_for_grid(grid, base[1], base[0])
+        found = get_3d_rotary_pos_embed(config.attention_head_dim, crops, grid, frames, device=device)
+    else:
+        frames //= config.patch_size_t
+        found = get_3d_rotary_pos_embed(
+            config.attention_head_dim, None, grid, frames, grid_type="slice", max_size=base, device=device
+        )
+    return found[0], found[1]

@@ -47,7 +47,7 @@ class HunyuanVideo(VideoFamily):
         """Return whether the network embeds a guidance scale."""
         return bool(network.config.guidance_embeds)
 
-    def encode(self, pipe: Any, prompts: Sequence[str], negative: str | None) -> Encoded:
+    def encode(self, pipe: Any, prompts: Sequence[str], negative: str | None, size: Size) -> Encoded:
         """Return ``prompt_embeds``, ``prompt_mask`` and ``pooled_embeds``."""
         embeds, pooled, mask = pipe.encode_prompt(list(prompts), device=pipe.text_encoder.device)
         return Encoded({"prompt_embeds": embeds, "prompt_mask": mask, "pooled_embeds": pooled}, None)

@@ -65,9 +65,9 @@ class LTX(MomentScaled):
 
     def from_pipeline(self, x: Tensor, shape: Sequence[int]) -> Float[Tensor, "b *d"]:
         """Return latents "b c f h w"."""
-        return x.transpose(1, 2).unflatten(2, tuple(shape[1:]))
+        return x.transpose(1, 2).reshape(len(x), *shape)
 
-    def encode(self, pipe: Any, prompts: Sequence[str], negative: str | None) -> Encoded:
+    def encode(self, pipe: Any, prompts: Sequence[str], negative: str | None, size: Size) -> Encoded:
         """Return ``prompt_embeds`` and ``prompt_mask``, and those of the empty or the given negative prompt."""
         negatives = None if negative is None else [negative] * len(prompts)
         cond, mask, null, null_mask = pipe.encode_prompt(list(prompts), negatives, device=pipe.text_encoder.device)
@@ -127,6 +127,7 @@ class LTX(MomentScaled):
                 decoder_block_out_channels=(8, 8, 8, 8),
                 layers_per_block=(1,) * 5,
                 decoder_layers_per_block=(1,) * 5,
+                scaling_factor=0.5,
             )
             vae.latents_mean.copy_(torch.linspace(-0.5, 0.5, 8))
             vae.latents_std.copy_(torch.linspace(0.5, 2.0, 8))

@@ -37,8 +37,8 @@ class Wan(MomentScaled):
         """Raise UserError for Wan 2.2's pairs of networks."""
         check(
             not folder.has("transformer_2") and folder.options.get("boundary_ratio") is None,
-            f"{folder.path}: this Wan 2.2 pipeline changes between two networks (transformer_2) at a noise level "
-            "(boundary_ratio), and a teacher here is one network for all of them: use Wan 2.1, or Wan 2.2 5B",
+            f"{folder.path}: this Wan 2.2 pipeline changes from one network to another (transformer_2) at a noise "
+            "level (boundary_ratio), and a teacher here is one network for all of them: use Wan 2.1, or Wan 2.2 5B",
         )
 
     def compression(self, vae: Config | None) -> int:
@@ -57,7 +57,7 @@ class Wan(MomentScaled):
         """Return how many latent frames the network takes as one."""
         return int(network["patch_size"][0])
 
-    def encode(self, pipe: Any, prompts: Sequence[str], negative: str | None) -> Encoded:
+    def encode(self, pipe: Any, prompts: Sequence[str], negative: str | None, size: Size) -> Encoded:
         """Return ``prompt_embeds`` (zero after a prompt's end), and those of the empty or the given negative prompt."""
         negatives = None if negative is None else [negative] * len(prompts)
         cond, null = pipe.encode_prompt(
