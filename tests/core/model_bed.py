@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -26,13 +26,13 @@ class Evaluation(NamedTuple):
     latents: Tensor
 
 
-@lru_cache(maxsize=None)
+@cache
 def teacher(name: str, guidance: float = 1.0) -> Teacher:
     """The tiny teacher of a family."""
     return Teacher.find(f"tiny:{name}", guidance=guidance)
 
 
-@lru_cache(maxsize=None)
+@cache
 def encoded(name: str) -> Encoded:
     """The conditions of the two prompts."""
     return teacher(name).encode(PROMPTS)

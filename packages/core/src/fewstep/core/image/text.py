@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Cond, Denoiser, NetworkDenoiser
 from fewstep.core.domain import Problem
-from fewstep.core.errors import UserError, check
+from fewstep.core.errors import check
 from fewstep.core.image.rendering import render_rows
 from fewstep.core.image.settings import ImageConfig
 from fewstep.core.image.teacher import SHIPPED, shipped_pipelines, shipped_teachers
-from fewstep.core.image.text_data import TextData, load_text_data
+from fewstep.core.image.text_data import load_text_data
 from fewstep.core.image.text_metrics import TextMetrics
 from fewstep.core.models.export import export_lora, export_pipeline, export_student
 from fewstep.core.models.family import Size

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from fewstep.core.data.cache import Prepared
 from fewstep.core.data.captioned import Captioned, open_captioned
 from fewstep.core.data.epochs import permutation
+from fewstep.core.data.prepared import Prepared
 from fewstep.core.data.prompts import read_prompts
 from fewstep.core.data.reading import fit_channels
 from fewstep.core.data.source import (
@@ -99,7 +99,7 @@ def load_text_data(config: ImageConfig, teacher: Teacher, codec: Encoder, device
     """
     data, dtype = config.data, DTYPES[config.model.dtype]
     if data.source == "prepared":
-        prepared = Prepared(Path(data.path).expanduser(), teacher, config.model.dtype)
+        prepared = Prepared(Path(data.path).expanduser(), teacher)
         source = TextSource(prepared, prepared if prepared.has_latents else None)
         return _shown(config, TextData(source, teacher, prepared.null, (), {}, None, None, data.path), prepared, device)
     pictures = _pictures(data)

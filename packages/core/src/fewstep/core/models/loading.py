@@ -139,22 +139,15 @@ class Teacher:
 
         ``null`` has one row. ``done`` is told how many prompts are ready.
         """
-        check(bool(prompts), "no prompts to encode")
+        return self.text_encoder(device, dtype)(prompts, done)
+
+    def text_encoder(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> TextEncoder:
+        """Return what encodes prompts; it holds the loaded text encoders."""
         pipe = self.text_pipeline(dtype)
-        encoders = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-        for part in encoders:
-            part.to(device)
-        parts: list[Cond] = []
-        null: Cond | None = None
-        with torch.no_grad():
-            for start in range(0, len(prompts), ENCODE_BATCH):
-                some = prompts[start : start + ENCODE_BATCH]
-                found = self.family.encode(pipe, some, self.negative, self.size)
-                parts.append(_checked_rows(found.cond, len(some)))
-                if null is None and found.null is not None:
-                    null = {name: value[:1].cpu() for name, value in found.null.items()}
-                done(start + len(some))
-        return Encoded({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, null)
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.to(device)
+        return TextEncoder(self.family, pipe, self.negative, self.size)
 
     def text_pipeline(self, dtype: torch.dtype = torch.float32) -> Any:
         """Return the pipeline with its text components only, for its ``encode_prompt``."""
@@ -176,6 +169,31 @@ class Teacher:
     def vae(self, dtype: torch.dtype = torch.float32) -> Codec:
         """Return the autoencoder."""
         return Codec(self.family, self.folder.load("vae", dtype).requires_grad_(False))
+
+
+@dataclass
+class TextEncoder:
+    """Loaded text encoders: prompts to conditions on the CPU, :data:`ENCODE_BATCH` at a time."""
+
+    family: Family
+    pipe: Any
+    negative: str | None
+    size: Size
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str], done: Callable[[int], None] = lambda count: None) -> Encoded:
+        """Return the conditions of prompts; ``null`` has one row. ``done`` is told how many prompts are ready."""
+        check(bool(prompts), "no prompts to encode")
+        parts: list[Cond] = []
+        null: Cond | None = None
+        for start in range(0, len(prompts), ENCODE_BATCH):
+            some = prompts[start : start + ENCODE_BATCH]
+            found = self.family.encode(self.pipe, some, self.negative, self.size)
+            parts.append(_checked_rows(found.cond, len(some)))
+            if null is None and found.null is not None:
+                null = {name: value[:1].cpu() for name, value in found.null.items()}
+            done(start + len(some))
+        return Encoded({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, null)
 
 
 @dataclass
