@@ -13,7 +13,6 @@ from torch.testing import assert_close
 
 from fewstep.core.errors import UserError
 from fewstep.core.models.family import Size
-from fewstep.core.models.files import PipelineFolder
 from fewstep.core.models.loading import Teacher
 from fewstep.core.models.table import FAMILIES, find_family
 from fewstep.core.networks.roles import RolesConfig, build_roles
@@ -119,7 +118,7 @@ def test_frames_the_autoencoder_cannot_take_are_refused(name, frames, near):
 def test_wan_pairs_of_networks_are_refused(tmp_path):
     found = teacher("wan")
     for change in ({"transformer_2": ["diffusers", "WanTransformer3DModel"]}, {"boundary_ratio": 0.875}):
-        with pytest.raises(UserError, match="one network for all of them: use Wan 2.1"):
+        with pytest.raises(UserError, match=r"one network for all of them: use Wan 2\.1"):
             edited(found, tmp_path / next(iter(change)), "model_index.json", **change)
     none = {"transformer_2": [None, None], "boundary_ratio": None}
     assert edited(found, tmp_path / "one", "model_index.json", **none).family.name == "wan"
