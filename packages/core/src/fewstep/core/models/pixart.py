@@ -66,10 +66,10 @@ class PixArt(Family):
                 sample_size=8,
                 num_layers=2,
                 attention_head_dim=8,
-                num_attention_heads=4,
+                num_attention_heads=3,  # the width is divided by three where the size is a condition
                 in_channels=4,
                 out_channels=8,
-                cross_attention_dim=32,
+                cross_attention_dim=24,
                 caption_channels=32,
                 norm_num_groups=8,
             )
