@@ -86,7 +86,7 @@ class PixArt(Family):
 
 
 def cleans_captions() -> bool:
-    """Return whether the pipelines that clean captions by default can: it takes two more packages."""
+    """Return whether the pipelines clean captions, as they do by default where two more packages are there."""
     from diffusers.utils import is_bs4_available, is_ftfy_available
 
     return bool(is_bs4_available() and is_ftfy_available())

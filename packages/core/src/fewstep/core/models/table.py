@@ -7,7 +7,7 @@ from fewstep.core.models.family import Family
 from fewstep.core.models.files import PipelineFolder
 from fewstep.core.models.flux import Flux
 from fewstep.core.models.pixart import PixArt
-from fewstep.core.models.sana import Sana
+from fewstep.core.models.sana import Sana, SanaSprint
 from fewstep.core.models.sd import StableDiffusion
 from fewstep.core.models.sd3 import StableDiffusion3
 from fewstep.core.models.sdxl import StableDiffusionXL
@@ -19,6 +19,7 @@ FAMILIES: tuple[Family, ...] = (
     Flux(),
     PixArt(),
     Sana(),
+    SanaSprint(),
 )
 
 
