@@ -6,13 +6,24 @@ from fewstep.core.errors import UserError, nearest
 from fewstep.core.models.cogvideox import CogVideoX
 from fewstep.core.models.family import Family
 from fewstep.core.models.files import PipelineFolder
+from fewstep.core.models.flux import Flux
 from fewstep.core.models.hunyuan_video import HunyuanVideo
 from fewstep.core.models.ltx import LTX
+from fewstep.core.models.pixart import PixArt
+from fewstep.core.models.sana import Sana, SanaSprint
 from fewstep.core.models.sd import StableDiffusion
+from fewstep.core.models.sd3 import StableDiffusion3
+from fewstep.core.models.sdxl import StableDiffusionXL
 from fewstep.core.models.wan import Wan
 
 FAMILIES: tuple[Family, ...] = (
     StableDiffusion(),
+    StableDiffusionXL(),
+    StableDiffusion3(),
+    Flux(),
+    PixArt(),
+    Sana(),
+    SanaSprint(),
     Wan(),
     CogVideoX(),
     HunyuanVideo(),

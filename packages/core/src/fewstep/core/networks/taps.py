@@ -42,9 +42,9 @@ def _first_tensor(output: object) -> Tensor | None:
 def tapped(root: nn.Module, names: Sequence[str], stop: bool = False) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of modules of ``root``, by name, of the last forward inside; no hook outlives the block.
 
-    A module that returns several tensors gives its first, or, named ``path:1``, the second of them. ``stop``: the forward ends once all are there; what is inside
-    the block is then left at that point. Raises UserError for a name ``root`` does not have, or a module that did not
-    run.
+    A module that returns several tensors gives its first; named ``path:1``, its second. ``stop``: the forward ends once
+    all are there; what is inside the block is then left at that point. Raises UserError for a name ``root`` does not
+    have, or a module that did not run.
     """
     caught: dict[str, Tensor] = {}
 
