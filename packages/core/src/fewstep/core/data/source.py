@@ -17,7 +17,7 @@ from fewstep.core.data.epochs import epoch_indices
 from fewstep.core.denoiser import Cond
 from fewstep.core.errors import TrainingError, UserError, check
 from fewstep.core.models.family import Size
-from fewstep.core.models.loading import ENCODE_BATCH, Codec, Teacher
+from fewstep.core.models.loading import ENCODE_BATCH, Teacher
 from fewstep.core.recipe import Batch
 from fewstep.core.rng import Rng
 
@@ -106,15 +106,16 @@ def bytes_of(cond: Cond) -> int:
 
 
 class EncodedPictures:
-    """Random crops of pictures, encoded when they are asked for; ``codec`` stays on its device.
+    """Random crops of pictures, encoded when they are asked for.
 
-    A picture is resized until the crop just fits, aspect kept. ``flip``: mirror half of the crops. Pictures are encoded
-    one at a time: a sample's bits do not depend on its company.
+    ``encode``: "1 c h w" in [-1, 1] to a latent, such as a codec's. A picture is resized until the crop just fits,
+    aspect kept. ``flip``: mirror half of the crops. Pictures are encoded one at a time: a sample's bits do not depend
+    on its company.
     """
 
-    def __init__(self, pictures: Captioned, codec: Codec, size: Size, flip: bool = False) -> None:
+    def __init__(self, pictures: Captioned, encode: Callable[[Tensor], Tensor], size: Size, flip: bool = False) -> None:
         check(size.frames == 1, f"pictures have no {size.frames} frames: give videos, or frames=1")
-        self.pictures, self.codec, self.size, self.flip = pictures, codec, size, flip
+        self.pictures, self.encode, self.size, self.flip = pictures, encode, size, flip
 
     def latents(self, samples: Sequence[int], rng: Rng) -> tuple[list[int], Float[Tensor, "b *d"]]:
         """Return crops "b *d"; TrainingError when no picture can be read."""
@@ -125,7 +126,7 @@ class EncodedPictures:
             index, picture = readable(self.pictures, sample)
             crop = crop_to(picture, self.size, corner)
             shown.append(index)
-            latents.append(self.codec.encode((crop.flip(-1) if mirror else crop)[None] * 2 - 1))
+            latents.append(self.encode((crop.flip(-1) if mirror else crop)[None] * 2 - 1))
         return shown, torch.cat(latents)
 
 
