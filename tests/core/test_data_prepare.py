@@ -70,7 +70,7 @@ def test_what_is_prepared_is_what_the_teacher_makes_of_it(folder, data):
     assert float(latents.std()) > 1e-3
     centre = _Centre(0, 0, tuple(range(7)))
     assert torch.equal(
-        EncodedPictures(data, teacher("sd").vae(), teacher("sd").size).latents(range(7), centre)[1], latents
+        EncodedPictures(data, teacher("sd").vae().encode, teacher("sd").size).latents(range(7), centre)[1], latents
     )
 
 
