@@ -158,8 +158,11 @@ class CacheWriter:
             self._go_on(read_index(folder))
             return
         check_room(folder, self.index)
-        with self._disk():
+        try:
             folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be made ({error.strerror}): give another --out") from error
+        with self._disk():
             write_text(folder / CAPTIONS, "".join(f"{json.dumps(caption)}\n" for caption in captions))
             write_tensors(folder / ROWS, {"rows": torch.tensor(list(rows), dtype=torch.int64)})
             self._note(CAPTIONS, ROWS)
