@@ -96,7 +96,8 @@ def load_text_data(
 ) -> TextData:
     """Return the data of a config with its prompts encoded; text encoders are freed again.
 
-    ``encode``: pixels in [-1, 1] to latents. Raises UserError for sources that say nothing to a text model, and for files that cannot be read.
+    ``encode``: pixels in [-1, 1] to latents. Raises UserError for sources that say nothing to a text model, and for
+    files that cannot be read.
     """
     data, dtype = config.data, DTYPES[config.model.dtype]
     if data.source == "prepared":
