@@ -196,7 +196,7 @@ class CacheWriter:
             self._note(NULL)
 
     def write(self, kind: Kind, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write a shard; TrainingError for tensors unlike those of the other shards, too few, too many, or not finite."""
+        """Write a shard; TrainingError for rows too few, too many, unlike the other shards', or not finite."""
         spec = spec_of(tensors)
         if self.index.tensors.setdefault(kind, spec) != spec:
             raise TrainingError(
