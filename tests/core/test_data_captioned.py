@@ -203,6 +203,15 @@ def test_sizes_are_bounded_by_the_archive(tmp_path, data):
     assert "\n" not in str(caught.value)
 
 
+def test_a_link_that_claims_a_size_has_no_data(tmp_path):
+    """As tarfile reads it: what follows a link's header is the next header."""
+    whole = make_archive(tmp_path / "a.tar", range(2)).read_bytes()
+    (tmp_path / "a.tar").write_bytes(header("00000001000", "link.txt", tarfile.SYMTYPE) + whole)
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        assert tar.getnames()[:2] == ["link.txt", "part/0000.png"]
+    same(TarShards(tmp_path / "a.tar"), range(2))
+
+
 def test_pictures_of_archives_without_a_usable_caption_are_counted(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for i in range(4):

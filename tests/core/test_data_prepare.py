@@ -175,6 +175,20 @@ def test_what_is_kept_has_the_chosen_dtype(tmp_path, data, dtype, folder):
     torch.testing.assert_close(found.latents([3])[1], Prepared(folder).latents([3])[1], atol=0.05, rtol=0.05)
 
 
+def test_a_shard_of_another_length_or_kind_is_refused(tmp_path, folder):
+    index = read_index(folder)
+    writer = CacheWriter(tmp_path / "out", index.origin, ["a", "b", "c"], [0, 1, 2, 0], 2)
+    name = "text-00000.safetensors"
+    for rows in (1, 3):
+        with pytest.raises(TrainingError, match=rf"\[{rows}\] rows for 2 of text"):
+            writer.write("text", name, {"c": torch.zeros(rows, 4)})
+    writer.write("text", name, {"c": torch.zeros(2, 4)})
+    with pytest.raises(TrainingError, match="unlike the other shards"):
+        writer.write("text", "text-00001.safetensors", {"c": torch.zeros(1, 5)})
+    with pytest.raises(TrainingError, match="3 shards are not written yet"):
+        writer.finish()
+
+
 def test_numbers_that_are_not_finite_are_never_kept(tmp_path, data, monkeypatch):
     def overflow(self, vae, pixels):
         return torch.full((len(pixels), *teacher("sd").shape), torch.inf)

@@ -36,8 +36,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         own = value.detach().cpu().contiguous()
         storages = {other.untyped_storage().data_ptr() for other in owned.values()}
-        shared = own.untyped_storage().nbytes() != own.nbytes or own.untyped_storage().data_ptr() in storages
-        owned[name] = own.clone() if shared else own  # the format refuses views
+        # the format refuses tensors that share memory
+        owned[name] = own.clone() if own.untyped_storage().data_ptr() in storages else own
 
     def write(aside: Path) -> None:
         aside.touch()
