@@ -101,6 +101,7 @@ def load_text_data(
     """
     data, dtype = config.data, DTYPES[config.model.dtype]
     if data.source == "prepared":
+        check(not data.flip, "domain.data.flip: prepared latents cannot be mirrored: leave it out, or use captions")
         prepared = Prepared(Path(data.path).expanduser(), teacher)
         source = TextSource(prepared, prepared if prepared.has_latents else None)
         return _shown(config, TextData(source, teacher, prepared.null, (), {}, None, None, data.path), prepared, device)
