@@ -1,0 +1,263 @@
+"""The memory a run will take: every phase of the real recipe, run on shapes.
+
+The problem is built on the meta device, a :class:`~fewstep.core.training.trainer.Trainer` is made of it, and each phase
+makes one update while a :class:`~fewstep.core.planning.tracker.Tracker` follows every storage. What a recipe, guidance,
+a discriminator, shared bases, checkpointing or micro-batches do to memory is therefore not modelled but observed.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.domain import Problem
+from fewstep.core.errors import UserError
+from fewstep.core.planning.kernels import GpuKernels
+from fewstep.core.planning.stage import ShapesOnly
+from fewstep.core.planning.tracker import CUDA_GRANULARITY, Tracker, highest
+from fewstep.core.recipe import Phase, Recipe
+from fewstep.core.training.cast import networks_of
+from fewstep.core.training.feed import Feed
+from fewstep.core.training.opened import assemble
+from fewstep.core.training.phases import PhaseRunner
+from fewstep.core.training.settings import RunConfig
+from fewstep.core.training.trainer import Trainer
+from fewstep.core.training.world import blocks
+
+FUSED = ("adamw", "adam", "sgd")  # their updates make nothing on the way
+BETWEEN = "between steps"
+
+
+@dataclass(frozen=True)
+class RoleMemory:
+    """What stays in memory for one role, in bytes; ``parameters`` and ``trained`` are counts.
+
+    Storages shared by roles are counted for the first of them.
+    """
+
+    name: str
+    parameters: int
+    trained: int
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+
+
+@dataclass(frozen=True)
+class PhaseMemory:
+    """The highest moment of a phase, in bytes: what stays, gradients there are by then, and all the rest."""
+
+    name: str
+    resident: int
+    gradients: int
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        """The sum."""
+        return self.resident + self.gradients + self.activations
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The memory of one process. ``data``: two batches, this step's and the next; ``unit``: the largest block that
+    sharding would gather at once."""
+
+    roles: tuple[RoleMemory, ...]
+    phases: tuple[PhaseMemory, ...]
+    data: int
+    unit: int
+
+    @property
+    def peak(self) -> int:
+        """The highest moment of all."""
+        return max(phase.peak for phase in self.phases)
+
+    @property
+    def resident(self) -> int:
+        """What stays in memory all the time."""
+        return self.data + sum(role.weights + role.optimizer + role.average for role in self.roles)
+
+    def sharded(self, processes: int) -> int:
+        """Return the peak when weights, gradients, optimizers and averages are divided over processes (FSDP2).
+
+        Two blocks are gathered at a time, the one at work and the next.
+        """
+        share = 1 - 1 / processes
+        divided = self.resident - self.data
+        return max(round(p.peak - share * (divided + p.gradients)) + 2 * self.unit for p in self.phases)
+
+
+def plan(config: RunConfig, *, processes: int = 1, granularity: int = CUDA_GRANULARITY) -> MemoryPlan:
+    """Return the memory of one of ``processes`` on a GPU; UserError for what the domain or the recipe cannot do.
+
+    ``granularity``: bytes the allocator rounds up to.
+    """
+    kernels, tracker = GpuKernels(), Tracker(granularity)
+    world = ShapesOnly(kernels, processes)
+    with shapes_for(config), kernels, tracker:
+        opened = assemble(config, world)
+        return plan_problem(config, opened.problem, opened.recipe, world, tracker)
+
+
+@contextmanager
+def shapes_for(config: RunConfig) -> Iterator[None]:
+    """Say which recipe it was when an operation inside has no answer for shapes alone."""
+    try:
+        yield
+    except NotImplementedError as error:
+        line = (str(error).splitlines() or ["an operation needs values"])[0]
+        raise UserError(f"recipe '{config.recipe_name}' cannot be planned: {line}") from error
+
+
+def plan_problem(
+    config: RunConfig, problem: Problem, recipe: Recipe, world: ShapesOnly, tracker: Tracker
+) -> MemoryPlan:
+    """Return the memory of a problem on the meta device; the tracker and the world's kernels must be entered."""
+    trainer = Trainer(config, problem, recipe, world)
+    for name, runner in trainer.runners.items():
+        _start_optimizer(runner, tracker, fused=config.optim.for_phase(name).name in FUSED)
+    feed = Feed(problem.data, config, world)
+    # drawn on the CPU, where samples are put together
+    draws = [replace(feed.rng(step, "data"), device="cpu") for step in (0, 1)]
+    batch, _following = (problem.data.batch(rng, world.device) for rng in draws)
+    roles = tuple(_roles(trainer, tracker))
+    gc.collect()
+    held = tracker.live
+    phases = [_phase(trainer, phase, batch, feed, tracker) for phase in trainer.phases]
+    between = _between(trainer, tracker)
+    kept = sum(role.weights + role.optimizer + role.average for role in roles)
+    found = [each for each in (*phases, between) if each is not None]
+    return MemoryPlan(roles, tuple(found), held - kept, _largest_block(trainer))
+
+
+def _start_optimizer(runner: PhaseRunner, tracker: Tracker, fused: bool) -> None:
+    """Make the optimizer's state by an update with blank gradients; let fused updates make nothing."""
+    optimizer = runner.optimizer
+    if not fused:
+        for group in optimizer.param_groups:  # as on a GPU, where all parameters move at once
+            group["foreach"] = True if "foreach" in group else None
+    with tracker.pausing():
+        for parameter in runner.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if fused:
+        optimizer.register_step_pre_hook(lambda *_: setattr(tracker, "paused", True))
+        optimizer.register_step_post_hook(lambda *_: setattr(tracker, "paused", False))
+
+
+def _phase(trainer: Trainer, phase: Phase, batch: Any, feed: Feed, tracker: Tracker) -> PhaseMemory | None:
+    """Run the last update of a phase in the run on at most two micro-batches: the second has gradients to add to."""
+    runner, total = trainer.runners[phase.name], trainer.config.train.steps
+    step = next((step for step in range(total - 1, -1, -1) if phase.due(step)), None)
+    if step is None:
+        return None
+    rng, rows = feed.rng(step, phase.name), min(batch.size, 2 * runner.micro)
+    if rows < batch.size:
+        batch, rng = batch.select(0, rows), rng.select(0, rows)
+    gradients: frozenset[int] = frozenset()
+
+    def note(*_: object) -> None:
+        nonlocal gradients
+        gradients = tracker.keys_of(p.grad for p in runner.parameters if p.grad is not None)
+
+    handle = runner.optimizer.register_step_pre_hook(note)
+    gc.collect()
+    start = tracker.live
+    tracker.events.clear()
+    runner.run(batch, rng, step)
+    handle.remove()
+    peak, inside = highest(tracker.events, start, lambda key: key in gradients)
+    return PhaseMemory(phase.name, start, inside, peak - start - inside)
+
+
+def _between(trainer: Trainer, tracker: Tracker) -> PhaseMemory:
+    """Return the highest moment of averages, of what the recipe does after a step, and of a checkpoint."""
+    gc.collect()
+    start = tracker.live
+    tracker.events.clear()
+    for average in trainer.emas.values():
+        average.update()
+    trainer.recipe.after_step(trainer.config.train.steps - 1)
+    for average in trainer.emas.values():
+        average.state_dict()
+    peak, _ = highest(tracker.events, start, lambda key: False)
+    return PhaseMemory(BETWEEN, start, 0, peak - start)
+
+
+def _roles(trainer: Trainer, tracker: Tracker) -> Iterator[RoleMemory]:
+    seen: set[int] = set()
+
+    def new(tensors: Iterable[Tensor]) -> list[Tensor]:
+        found = [x for x in tensors if x.is_meta and id(x) not in seen]
+        seen.update(id(x) for x in found)
+        return found
+
+    for spec in sorted(trainer.specs, key=lambda spec: spec.init == "frozen"):
+        module = trainer.cast.modules.get(spec.name)
+        if module is None:
+            continue
+        weights = new(_tensors([module]))
+        if spec.init == "frozen":  # a view of a base has no weights of its own
+            weights += new(_tensors(networks_of(trainer.problem.actors, [spec])))
+        yield _role(spec.name, weights, trainer, tracker)
+    rest = new(_tensors(networks_of(trainer.problem.actors, trainer.specs)))
+    if rest:
+        yield _role("shared base", rest, trainer, tracker)
+
+
+def _role(name: str, weights: Sequence[Tensor], trainer: Trainer, tracker: Tracker) -> RoleMemory:
+    moving = {p for runner in trainer.runners.values() for p in runner.parameters}
+    trained = [x for x in weights if x in moving]
+    states = [runner.optimizer.state.get(p, {}) for runner in trainer.runners.values() for p in trained]
+    kept = [x for state in states for x in _nested(state)]
+    ema = trainer.emas.get(name)
+    return RoleMemory(
+        name,
+        sum(x.numel() for x in weights),
+        sum(x.numel() for x in trained),
+        tracker.bytes_of(weights),
+        sum(_rounded(x.numel() * x.element_size(), tracker.granularity) for x in trained),
+        tracker.bytes_of(kept),
+        tracker.bytes_of(x for x in ema.averages() if x.is_meta) if ema is not None else 0,
+    )
+
+
+def _nested(state: Any) -> Iterator[Tensor]:
+    """Return the tensors of an optimizer's state that live on the device."""
+    if isinstance(state, Tensor):
+        if state.is_meta:
+            yield state
+    elif isinstance(state, dict):
+        for value in state.values():
+            yield from _nested(value)
+
+
+def _tensors(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    for module in modules:
+        yield from module.parameters()
+        yield from module.buffers()
+
+
+def _rounded(size: int, granularity: int) -> int:
+    return -(-size // granularity) * granularity
+
+
+def _largest_block(trainer: Trainer) -> int:
+    """Return the bytes of the largest part that sharding gathers at once."""
+    sizes = [0]
+    for network in networks_of(trainer.problem.actors, trainer.specs):
+        parts = list(blocks(network))
+        inside = {id(p) for part in parts for p in part.parameters()}
+        own = [p for p in network.parameters() if id(p) not in inside]
+        sizes.append(sum(p.numel() * p.element_size() for p in own))
+        sizes += [sum(p.numel() * p.element_size() for p in part.parameters()) for part in parts]
+    return max(sizes)
