@@ -30,18 +30,18 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        # kernels write tokens before heads, so that joining the heads afterwards copies nothing
+        out = q.new_empty(*q.shape[:-3], q.shape[-2], q.shape[-3], v.shape[-1]).transpose(-2, -3)
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, out, lse = ctx.saved_tensors
-        delta = torch.empty_like(lse)
-        summed = q.new_empty(q.shape, dtype=torch.float32) if q.dtype != torch.float32 else delta  # dq of half kernels
-        grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        del summed, delta, out
-        return grads
+        q, k, v, _, logsumexp = ctx.saved_tensors
+        sums = [torch.empty_like(logsumexp)]  # of the output times its gradient
+        if q.dtype != torch.float32:
+            sums.append(torch.empty_like(q, dtype=torch.float32))  # the queries' gradient gathers in float32
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def _only_plain() -> bool:
@@ -50,10 +50,14 @@ def _only_plain() -> bool:
 
 
 class GpuKernels(TorchFunctionMode):
-    """Stands in for fused attention, lists of values, and autocast to ``lower`` while :meth:`autocast` is entered."""
+    """Stands in for fused attention, lists of values, and autocast to ``lower`` while :meth:`autocast` is entered.
 
-    def __init__(self) -> None:
+    ``higher``: names of the operations autocast runs in float32.
+    """
+
+    def __init__(self, higher: frozenset[str] = HIGHER) -> None:
         super().__init__()
+        self.higher = higher
         self.lower: torch.dtype | None = None
         self._casts: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -65,14 +69,14 @@ class GpuKernels(TorchFunctionMode):
             return torch.zeros(args[0].shape, dtype=args[0].dtype, device="cpu").tolist()
         if self.lower is not None:
             args, given = self._cast(getattr(func, "__name__", ""), args, given)
-        if func is F.scaled_dot_product_attention and not _only_plain() and args[0].is_meta:
+        if func is F.scaled_dot_product_attention and not _only_plain() and args[0].is_meta and args[0].ndim > 2:
             return _FusedAttention.apply(*args[:3])
         return func(*args, **given)
 
     def _cast(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if name in WIDENED and args and isinstance(args[0], Tensor) and args[0].dtype == self.lower:
+        if name in WIDENED and self.higher is HIGHER and args and isinstance(args[0], Tensor) and args[0].dtype == self.lower:
             return args, {"dtype": torch.float32, **kwargs}
-        if name not in LOWER and name not in HIGHER:
+        if name not in LOWER and name not in self.higher:
             return args, kwargs
         to = self._lowered if name in LOWER else self._raised
         return tree_map(to, args), tree_map(to, kwargs)

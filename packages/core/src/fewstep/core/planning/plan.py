@@ -8,7 +8,7 @@ a discriminator, shared bases, checkpointing or micro-batches do to memory is th
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,8 +28,9 @@ from fewstep.core.training.opened import assemble
 from fewstep.core.training.phases import PhaseRunner
 from fewstep.core.training.settings import RunConfig
 from fewstep.core.training.trainer import Trainer
-from fewstep.core.training.world import blocks
+from fewstep.core.training.world import World, blocks
 
+Build = Callable[[World], tuple[Problem, Recipe]]
 FUSED = ("adamw", "adam", "sgd")  # their updates make nothing on the way
 BETWEEN = "between steps"
 
@@ -95,16 +96,29 @@ class MemoryPlan:
         return max(round(p.peak - share * (divided + p.gradients)) + 2 * self.unit for p in self.phases)
 
 
-def plan(config: RunConfig, *, processes: int = 1, granularity: int = CUDA_GRANULARITY) -> MemoryPlan:
+def plan(
+    config: RunConfig,
+    *,
+    processes: int = 1,
+    granularity: int = CUDA_GRANULARITY,
+    kernels: GpuKernels | None = None,
+    build: Build | None = None,
+) -> MemoryPlan:
     """Return the memory of one of ``processes`` on a GPU; UserError for what the domain or the recipe cannot do.
 
-    ``granularity``: bytes the allocator rounds up to.
+    ``granularity``: bytes the allocator rounds up to. ``kernels``: what they keep. ``build``: makes problem and recipe
+    on the world's device; by default the config's domain does.
     """
-    kernels, tracker = GpuKernels(), Tracker(granularity)
+    kernels, tracker = kernels or GpuKernels(), Tracker(granularity)
     world = ShapesOnly(kernels, processes)
     with shapes_for(config), kernels, tracker:
-        opened = assemble(config, world)
-        return plan_problem(config, opened.problem, opened.recipe, world, tracker)
+        problem, recipe = build(world) if build is not None else _assembled(config, world)
+        return _planned(config, problem, recipe, world, tracker)
+
+
+def _assembled(config: RunConfig, world: World) -> tuple[Problem, Recipe]:
+    opened = assemble(config, world)
+    return opened.problem, opened.recipe
 
 
 @contextmanager
@@ -117,10 +131,7 @@ def shapes_for(config: RunConfig) -> Iterator[None]:
         raise UserError(f"recipe '{config.recipe_name}' cannot be planned: {line}") from error
 
 
-def plan_problem(
-    config: RunConfig, problem: Problem, recipe: Recipe, world: ShapesOnly, tracker: Tracker
-) -> MemoryPlan:
-    """Return the memory of a problem on the meta device; the tracker and the world's kernels must be entered."""
+def _planned(config: RunConfig, problem: Problem, recipe: Recipe, world: World, tracker: Tracker) -> MemoryPlan:
     trainer = Trainer(config, problem, recipe, world)
     for name, runner in trainer.runners.items():
         _start_optimizer(runner, tracker, fused=config.optim.for_phase(name).name in FUSED)
