@@ -181,7 +181,6 @@ def _phase(trainer: Trainer, phase: Phase, batch: Any, feed: Feed, tracker: Trac
         gradients = tracker.keys_of(p.grad for p in runner.parameters if p.grad is not None)
 
     handle = runner.optimizer.register_step_pre_hook(note)
-    gc.collect()
     start = tracker.live
     tracker.events.clear()
     runner.run(batch, rng, step)
@@ -192,7 +191,6 @@ def _phase(trainer: Trainer, phase: Phase, batch: Any, feed: Feed, tracker: Trac
 
 def _between(trainer: Trainer, tracker: Tracker) -> PhaseMemory:
     """Return the highest moment of averages, of what the recipe does after a step, and of a checkpoint."""
-    gc.collect()
     start = tracker.live
     tracker.events.clear()
     for average in trainer.emas.values():

@@ -14,6 +14,16 @@ from torch.utils._pytree import tree_iter
 
 CUDA_GRANULARITY = 512  # bytes: PyTorch's CUDA allocator rounds every block up to a multiple of this
 
+# results have the shape, dtype and strides of operands that agree in them
+ELEMENTWISE = frozenset(
+    "add sub mul div neg sqrt rsqrt square exp log sigmoid tanh silu gelu relu silu_backward gelu_backward "
+    "sigmoid_backward tanh_backward reciprocal sin cos clamp clamp_min clamp_max addcmul addcdiv lerp".split()
+)
+IN_PLACE = frozenset(
+    "add_ sub_ mul_ div_ neg_ sqrt_ zero_ fill_ copy_ clamp_ addcmul_ addcdiv_ lerp_ normal_ uniform_".split()
+)
+BLANK = frozenset(["zeros_like", "ones_like"])
+
 Event = tuple[int, int]
 """A key of a storage, and its bytes: positive when it is made, negative when it is freed."""
 
@@ -44,7 +54,9 @@ class Tracker(TorchDispatchMode):
             return torch.zeros(args[0].shape, dtype=given.get("dtype") or args[0].dtype, device=given["device"])
         if func is torch.ops.aten.copy_.default and args[1].is_meta and not args[0].is_meta:
             return args[0].zero_()
-        out = func(*args, **given)
+        out = _shortcut(func, args, given)
+        if out is None:
+            out = func(*args, **given)
         if not self.paused:
             for value in tree_iter(out):
                 if isinstance(value, Tensor) and value.is_meta:
@@ -90,6 +102,26 @@ class Tracker(TorchDispatchMode):
             yield
         finally:
             self.paused = before
+
+
+def _shortcut(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what plain elementwise operations give, much faster than the meta device does; None for all others."""
+    name = func.overloadpacket.__name__
+    if name in IN_PLACE and isinstance(args[0], Tensor) and args[0].is_meta:
+        return args[0]
+    if name in BLANK and args[0].is_meta:
+        return torch.empty_like(args[0], **kwargs)
+    if name not in ELEMENTWISE or "out" in kwargs:
+        return None
+    first = args[0]
+    if not isinstance(first, Tensor) or not first.is_meta or not first.is_floating_point():
+        return None
+    for other in args[1:]:
+        if isinstance(other, Tensor):
+            same = other.dtype == first.dtype and other.shape == first.shape and other.stride() == first.stride()
+            if not (same and other.is_meta):
+                return None
+    return torch.empty_like(first)
 
 
 def _leaves(device: torch.device | None) -> bool:
