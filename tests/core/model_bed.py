@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import inspect
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -25,13 +26,13 @@ class Evaluation(NamedTuple):
     latents: Tensor
 
 
-@lru_cache(maxsize=4)
+@cache
 def teacher(name: str, guidance: float = 1.0) -> Teacher:
     """The tiny teacher of a family."""
     return Teacher.find(f"tiny:{name}", guidance=guidance)
 
 
-@lru_cache(maxsize=4)
+@cache
 def encoded(name: str) -> Encoded:
     """The conditions of the two prompts."""
     return teacher(name).encode(PROMPTS)
@@ -49,8 +50,11 @@ def stock(found: Teacher) -> Any:
 def call_options(found: Teacher) -> dict[str, Any]:
     """What the pipeline's call takes for the teacher's size."""
     size = found.size
-    frames = {"num_frames": size.frames} if found.family.media == "video" else {}
-    return {"height": size.height, "width": size.width, "output_type": "latent", **frames}
+    takes = inspect.signature(found.folder.pipeline_class().__call__).parameters
+    options = {"num_frames": size.frames} if found.family.media == "video" else {}
+    if "use_resolution_binning" in takes:  # else the size is replaced by one of a table
+        options["use_resolution_binning"] = False
+    return {"height": size.height, "width": size.width, "output_type": "latent", **options}
 
 
 def watched(found: Teacher, guidance: float, steps: int = 2, **options: Any) -> list[Evaluation]:

@@ -19,9 +19,10 @@ from fewstep.core.denoiser import Denoiser, NetworkDenoiser, Plain, Reprocessed
 from fewstep.core.errors import UserError
 from fewstep.core.grids import time_grid
 from fewstep.core.guidance import Guided
-from fewstep.core.image.export import PLAN_FILE, export_student
+from fewstep.core.image.export import export_student
 from fewstep.core.image.settings import ProcessConfig
 from fewstep.core.image.teacher import read_scheduler, reading, scheduler_config
+from fewstep.core.models.student import PLAN_FILE
 from fewstep.core.networks.reference import MLPBackbone
 from fewstep.core.networks.roles import RolesConfig, build_roles
 from fewstep.core.networks.unet2d import UNet2DBackbone

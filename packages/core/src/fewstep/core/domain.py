@@ -50,6 +50,10 @@ class Problem:
     """Writes labelled rows of samples as one picture next to the given stem; returns the file written."""
     export: Callable[[Denoiser, StepPlan, Path, Mapping[str, Any]], None]
     """Writes the student as a standard artefact into a folder; the mapping goes into its card."""
+    export_as: Mapping[str, Callable[[Denoiser, StepPlan, Path, Mapping[str, Any]], None]] = field(default_factory=dict)
+    """Other forms of the artefact by name, where the domain knows more than one."""
+    from_text: Callable[[Sequence[str]], Cond] | None = None
+    """Conditions of prompts a user gives, where the domain is conditioned on text."""
     notes: dict[str, str] = field(default_factory=dict)
     """Facts for the report: the metric's protocol, the teacher's origin."""
 

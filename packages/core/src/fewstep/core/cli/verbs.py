@@ -69,6 +69,9 @@ def _resume(args: Namespace) -> None:
 def _sample_arguments(parser: ArgumentParser) -> None:
     _run_folder(parser)
     _samples(parser, 50)
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="what to draw; may be given several times")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a file of prompts: txt, csv, jsonl, parquet")
+    parser.add_argument("--teacher-steps", type=counts, metavar="K,K", help="show the teacher too, at these steps")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the picture (RUN/samples.png)")
 
 
@@ -97,6 +100,8 @@ def _eval(args: Namespace) -> None:
 def _export_arguments(parser: ArgumentParser) -> None:
     _run_folder(parser)
     parser.add_argument("--steps", type=positive, metavar="K", help="sampling steps (those it was trained for)")
+    parser.add_argument("--as", dest="form", metavar="FORM", help="lora or pipeline, where there is a choice")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="also upload it to this repository of the hub")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the artefact's folder (RUN/export)")
 
 

@@ -18,7 +18,14 @@ from fewstep.core.image.rendering import render_rows
 from fewstep.core.image.sample_set import SampleSet
 from fewstep.core.image.settings import ImageConfig
 from fewstep.core.image.spaces import feature_space
-from fewstep.core.image.teacher import check_fits, domain_scheduler, fresh_denoiser, load_teacher, reading
+from fewstep.core.image.teacher import (
+    check_fits,
+    domain_scheduler,
+    fresh_denoiser,
+    load_teacher,
+    reading,
+)
+from fewstep.core.image.text import build_text_problem, is_text_teacher, text_process
 from fewstep.core.metrics.measure import Reference
 from fewstep.core.networks.roles import build_roles
 from fewstep.core.process import Process
@@ -35,10 +42,14 @@ class ImageDomain:
 
     def process(self, config: ImageConfig) -> Process:
         """Return the process of the configured teacher without loading its weights."""
+        if is_text_teacher(config.teacher):
+            return text_process(config)
         return reading(domain_scheduler(config))[0]
 
     def build(self, config: ImageConfig, specs: Sequence[RoleSpec], seed: int, device: torch.device | str) -> Problem:
         """Return the problem with every role built; UserError for what this domain cannot give."""
+        if is_text_teacher(config.teacher):
+            return build_text_problem(config, specs, seed, device)
         data = load_data(config.data)
         scheduler = domain_scheduler(config)
         teacher, origin = self._teacher(config, specs, data, seed)

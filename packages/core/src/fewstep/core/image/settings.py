@@ -7,6 +7,7 @@ from typing import Literal
 
 from fewstep.core.errors import check
 from fewstep.core.image.data import DataConfig
+from fewstep.core.models.settings import ModelConfig
 from fewstep.core.networks.roles import RolesConfig
 
 
@@ -59,8 +60,11 @@ class ImageConfig:
     """The image domain.
 
     ``teacher``: a shipped teacher's name (``digits``), a folder exported by this domain, the folder of a finished
-    run, or a diffusers folder with ``unet`` (UNet2DModel) and ``scheduler``. Empty: none; networks are made from
-    ``network`` and read through ``process``. ``neighbours``: k of precision, recall and coverage (0: not measured).
+    run, a diffusers folder with ``unet`` (UNet2DModel) and ``scheduler``, or a text-to-image pipeline: a folder with
+    ``model_index.json``, a hub id, or ``tiny:sd`` and the like for random weights. Empty: none; networks are made from
+    ``network`` and read through ``process``. ``model``: how a pipeline is opened. ``eval_prompts``: a file of prompts
+    to look at students under (empty: those of the data). ``clip``: a folder with a CLIP model, for its similarity of
+    prompts and images. ``neighbours``: k of precision, recall and coverage (0: not measured).
     ``sample_set``: with it the student is that many images, optimised themselves, instead of a network; for recipes
     that only judge samples (``sds``, ``vsd``).
     """
@@ -70,6 +74,9 @@ class ImageConfig:
     network: NetworkConfig = NetworkConfig()
     process: ProcessConfig = ProcessConfig()
     roles: RolesConfig = RolesConfig()
+    model: ModelConfig = ModelConfig()
+    eval_prompts: str = ""
+    clip: str = ""
     neighbours: int = 5
     sample_set: int = 0
 

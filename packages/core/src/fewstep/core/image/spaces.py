@@ -22,9 +22,14 @@ def feature_space(source: str, data: ImageData) -> FeatureSpace:
             f"scikit-learn's digits with noise; reference: {data.about}"
         )
         return FeatureSpace("digits-classifier-64", protocol, model.features, model)
-    mean, axes = principal_axes(data.reference)
+    return pixel_space(data.reference, data.about)
+
+
+def pixel_space(reference: Float[Tensor, "n *d"], about: str) -> FeatureSpace:
+    """Return the space of the principal components of a reference's pixels."""
+    mean, axes = principal_axes(reference)
     kept = axes.shape[1]
-    protocol = f"{kept} principal components of the reference's pixels in [-1, 1]; reference: {data.about}"
+    protocol = f"{kept} principal components of the reference's pixels in [-1, 1]; reference: {about}"
     return FeatureSpace(f"pixels-pca-{kept}", protocol, lambda x: (x.cpu().double().flatten(1) - mean) @ axes)
 
 

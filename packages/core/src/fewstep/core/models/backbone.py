@@ -59,7 +59,7 @@ class PipelineBackbone(TimedBackbone):
         if self.null_cond is None:
             raise UserError(
                 f"this {self.family.name} teacher is guidance-distilled and has no unconditional prediction: set "
-                "recipe.guidance_scale=1 (and no guidance_max), and the scale it is told by domain.guidance"
+                "recipe.guidance_scale=1 (and no guidance_max), and the scale it is told by domain.model.guidance"
             )
         rows = len(next(iter(cond.values())))
 

@@ -22,8 +22,9 @@ from torch.utils.checkpoint import checkpoint
 from fewstep.core.denoiser import Backbone, Cond
 from fewstep.core.errors import UserError, check
 from fewstep.core.networks.backbone import ExtensibleBackbone
-from fewstep.core.networks.freezing import freeze, thaw, trainable_copy
+from fewstep.core.networks.freezing import freeze, thaw, trainable_copy, upcast
 from fewstep.core.rng import Rng
+from fewstep.core.tensors import compute_dtype
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -62,6 +63,10 @@ class SharedNetwork:
         for parameter in self.network.parameters():
             parameter.requires_grad_(flags.get(parameter, True))
         self.layers = {key: m for key, m in self.network.named_modules() if isinstance(m, LoraLayer)}
+        for layer in self.layers.values():  # PEFT gives factors the base's dtype; what trains stays precise
+            for factor in FACTORS:
+                if name in (made := getattr(layer, factor)):
+                    made[name].to(compute_dtype(made[name].weight))
         self._activate(None)
 
     def _activate(self, name: str | None) -> None:
@@ -210,7 +215,7 @@ def merge(backbone: Backbone) -> Backbone:
     if not isinstance(backbone, AdapterView):
         return trainable_copy(backbone)
     name, paths = backbone.adapter_name, list(backbone.shared.layers)
-    merged = copy.deepcopy(backbone.inner)
+    merged = upcast(copy.deepcopy(backbone.inner))
     network = merged.network if isinstance(merged, ExtensibleBackbone) else merged
     for path in paths:
         layer = cast("LoraLayer", network.get_submodule(path))

@@ -59,11 +59,17 @@ def guidance_of(config: RunConfig) -> float:
 
 
 def assemble(config: RunConfig, world: World) -> Opened:
-    """Return the problem and the recipe a config describes, untrained; UserError for what the domain cannot give."""
+    """Return the problem and the recipe a config describes, untrained.
+
+    Raises UserError for what the domain cannot give, guidance of a teacher without unconditional prediction included.
+    """
     recipe_type = find_recipe(config.recipe_name)
     domain = find_domain(config.domain_name)
     problem = domain.build(config.domain, recipe_type.role_specs(config.recipe), config.seed, world.device)
-    return Opened(config, problem, recipe_type(config.recipe, problem.actors), world)
+    opened = Opened(config, problem, recipe_type(config.recipe, problem.actors), world)
+    if opened.has_teacher() and (guidance_of(config) != 1 or getattr(config.recipe, "guidance_max", None) is not None):
+        problem.actors.denoiser("teacher").null(problem.conditions(1, config.seed))  # now, and not at the first step
+    return opened
 
 
 def open_run(run_dir: Path, world: World, overrides: Sequence[str] = ()) -> Opened:
@@ -120,20 +126,25 @@ class Drawn:
     ms_per_sample: float
 
 
-def draw_student(opened: Opened, n: int, seed: int, steps: int | None = None) -> Drawn:
-    """Draw ``n`` samples of the student under the domain's evaluation conditions, in ``steps`` (None: as trained)."""
+def draw_student(opened: Opened, n: int, seed: int, steps: int | None = None, cond: Cond | None = None) -> Drawn:
+    """Draw ``n`` samples of the student in ``steps`` (None: as trained).
+
+    They are made under ``cond``, or under the domain's evaluation conditions.
+    """
     if opened.problem.actors.generate is not None:
-        return _timed(opened, n, seed, generated(opened.problem.actors), None)
+        return _timed(opened, n, seed, generated(opened.problem.actors), None, cond)
     plan, counted = opened.plan(steps), Counting(opened.student())
     shape, dtype = opened.problem.actors.shape, opened.problem.actors.dtype
 
     def draw(cond: Cond, rng: Rng) -> Tensor:
         return run_plan(counted, plan, rng.normal("noise", shape, dtype), cond, rng)
 
-    return _timed(opened, n, seed, draw, counted)
+    return _timed(opened, n, seed, draw, counted, cond)
 
 
-def draw_teacher(opened: Opened, n: int, seed: int, steps: int, solver: str = "ddim") -> Drawn:
+def draw_teacher(
+    opened: Opened, n: int, seed: int, steps: int, solver: str = "ddim", cond: Cond | None = None
+) -> Drawn:
     """Draw ``n`` samples of the teacher in ``steps`` solver steps, from the students' noise; UserError without one."""
     role = opened.problem.actors.roles.get("teacher")
     if not isinstance(role, Denoiser):
@@ -145,14 +156,15 @@ def draw_teacher(opened: Opened, n: int, seed: int, steps: int, solver: str = "d
     def draw(cond: Cond, rng: Rng) -> Tensor:
         return teacher_sample(teacher, shape, cond, rng, steps=steps, solver=solver, dtype=dtype)
 
-    return _timed(opened, n, seed, draw, counted)
+    return _timed(opened, n, seed, draw, counted, cond)
 
 
 @torch.no_grad()
-def _timed(opened: Opened, n: int, seed: int, draw: Draw, counted: Counting | None) -> Drawn:
+def _timed(opened: Opened, n: int, seed: int, draw: Draw, counted: Counting | None, given: Cond | None = None) -> Drawn:
     """Draw in chunks; the numbers of a sample depend on its index and the seed only."""
     device = opened.world.device
-    cond = {name: value.to(device) for name, value in opened.problem.conditions(n, seed).items()}
+    wanted = opened.problem.conditions(n, seed) if given is None else given
+    cond = {name: value.to(device) for name, value in wanted.items()}
     parts, since = [], time.perf_counter()
     for start in range(0, n, CHUNK):
         stop = min(start + CHUNK, n)

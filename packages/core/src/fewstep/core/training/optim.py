@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ def make_optimizer(config: OptimConfig, parameters: Sequence[nn.Parameter]) -> t
     """Return the optimizer of one phase (``config.for_phase(...)``)."""
     decay, fused = config.weight_decay, not any(is_sharded(p) or p.is_meta for p in parameters)
     common: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "weight_decay": decay}
+    if config.name == "adamw8bit":
+        return _eight_bit(parameters, common)
     if config.name == "adamw":
         return torch.optim.AdamW(parameters, fused=fused, **common)
     if config.name == "adam":
@@ -25,6 +28,17 @@ def make_optimizer(config: OptimConfig, parameters: Sequence[nn.Parameter]) -> t
     if config.name == "radam":
         return torch.optim.RAdam(parameters, **common)
     return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=decay, fused=fused)
+
+
+def _eight_bit(parameters: Sequence[nn.Parameter], common: Mapping[str, Any]) -> torch.optim.Optimizer:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("optim.name: adamw8bit needs bitsandbytes: pip install bitsandbytes, or use adamw")
+    if any(is_sharded(parameter) for parameter in parameters):
+        raise UserError("optim.name: adamw8bit cannot update sharded parameters: use adamw with FSDP2")
+    import bitsandbytes
+
+    made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, **common)
+    return made
 
 
 def learning_rate(config: OptimConfig, update: int, step: int, steps: int) -> float:

@@ -18,6 +18,7 @@ import yaml
 from fewstep.core.errors import UserError, check, nearest
 
 Precision = Literal["fp32", "bf16", "fp16"]
+OptimizerName = Literal["adamw", "adam", "radam", "sgd", "adamw8bit"]
 TrackerName = Literal["wandb", "trackio"]
 
 
@@ -104,7 +105,7 @@ class TrainConfig:
 class PhaseOptimConfig:
     """What one phase does differently from ``optim``; unset fields follow it."""
 
-    name: Literal["adamw", "adam", "radam", "sgd"] | None = None
+    name: OptimizerName | None = None
     lr: float | None = None
     betas: tuple[float, float] | None = None
     eps: float | None = None
@@ -119,10 +120,11 @@ class OptimConfig:
     """The optimizer of every phase, with what single phases do differently (``phases.fake_score.lr: 1e-5``).
 
     ``warmup``: updates over which the rate grows linearly from 0. ``schedule``: constant, or down to 0 at the last
-    step. ``momentum`` belongs to sgd; ``betas`` and ``eps`` to the others.
+    step. ``momentum`` belongs to sgd; ``betas`` and ``eps`` to the others. ``adamw8bit`` keeps its state in 8 bits and
+    needs bitsandbytes.
     """
 
-    name: Literal["adamw", "adam", "radam", "sgd"] = "adamw"
+    name: OptimizerName = "adamw"
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

@@ -17,11 +17,15 @@ from fewstep.core.recipe import StepPlan
 
 @dataclass(frozen=True)
 class StockSampler:
-    """A diffusers scheduler: its config, and what ``set_timesteps`` and ``step`` are given besides."""
+    """A diffusers scheduler: its config, and what ``set_timesteps`` and ``step`` are given besides.
+
+    ``own_grid``: the times are what the scheduler makes of their number alone.
+    """
 
     config: dict[str, Any]
     set_timesteps: str
     step: Mapping[str, float] = field(default_factory=dict)
+    own_grid: bool = False
 
     @property
     def scheduler(self) -> str:
@@ -29,16 +33,18 @@ class StockSampler:
         return str(self.config["_class_name"])
 
 
-def stock_sampler(plan: StepPlan, process: Process, teacher: Mapping[str, Any], time_scaling: float) -> StockSampler:
+def stock_sampler(
+    plan: StepPlan, process: Process, teacher: Mapping[str, Any], time_scaling: float, *, sends_sigmas: bool = False
+) -> StockSampler:
     """Return the scheduler that samples as the plan does, from the config of the teacher's scheduler.
 
-    ``time_scaling``: of the consistency boundary the student has (infinite: none). Raises UserError for a plan that no
-    stock scheduler walks.
+    ``time_scaling``: of the consistency boundary the student has (infinite: none). ``sends_sigmas``: whoever uses the
+    scheduler hands it the sigmas 1, (n-1)/n ... 1/n itself. Raises UserError for a plan that no stock scheduler walks.
     """
     if isinstance(process, VP):
         return _vp(plan, process, teacher, time_scaling)
     if isinstance(process, RectifiedFlow):
-        return _flow(plan, process, teacher)
+        return _flow(plan, process, teacher, sends_sigmas)
     if isinstance(process, EDM):
         grid = time_grid(process, len(plan.times), "karras")
         same = plan.mode == "deterministic" and all(math.isclose(a, b) for a, b in zip(plan.times, grid, strict=True))
@@ -49,13 +55,35 @@ def stock_sampler(plan: StepPlan, process: Process, teacher: Mapping[str, Any], 
     raise UserError(f"export: no stock diffusers scheduler describes {type(process).__name__}")
 
 
-def _flow(plan: StepPlan, process: RectifiedFlow, teacher: Mapping[str, Any]) -> StockSampler:
+def _flow(plan: StepPlan, process: RectifiedFlow, teacher: Mapping[str, Any], sends_sigmas: bool) -> StockSampler:
     check(plan.mode != "jump", "export: diffusers' flow schedulers know no jumps (TCD): train with gamma 0 or 1")
-    unit = process.time_to_unit(torch.tensor(plan.times, dtype=torch.float64))  # the scheduler applies the shift itself
-    config = dict(teacher) | {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": process.shift}
+    unit = process.time_to_unit(torch.tensor(plan.times, dtype=torch.float64)).tolist()
+    steps = len(unit)
+    plain = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": process.shift}
     if plan.mode == "renoise":
-        config["stochastic_sampling"] = True
-    return StockSampler(config, f"sigmas={[round(u, 8) for u in unit.tolist()]}")
+        plain["stochastic_sampling"] = True
+    if all(math.isclose(u, (steps - i) / steps, abs_tol=1e-6) for i, u in enumerate(unit)):
+        if sends_sigmas:
+            return StockSampler(plain, f"{steps}", own_grid=True)
+        return StockSampler(plain | _even_grid(process.shift, steps, plan.times[-1]), f"{steps}", own_grid=True)
+    # the scheduler applies the shift itself
+    return StockSampler(plain, f"sigmas={[round(u, 8) for u in unit]}")
+
+
+def _even_grid(shift: float, steps: int, last: float, levels: int = 1000) -> dict[str, float]:
+    """Return the settings under which the scheduler's own grid of ``steps`` is the shifted 1, (n-1)/n ... 1/n.
+
+    Its own grid goes evenly down to its least level m, is shifted by s', and then stretched so that it ends at
+    ``shift_terminal``. With ``q = (1 - m)/(n - 1)``, ``1 - sigma_k`` is ``k q / (s' - (s' - 1) k q)`` before stretching
+    and has to be proportional to ``(k/n) / (s - (s - 1) k/n)``: so ``1 - 1/s' = (1 - 1/s) / (n q)``.
+    """
+    if steps == 1:
+        return {"shift": shift}
+    own = shift
+    for _ in range(50):  # m depends on s', weakly
+        least = own / levels / (1 + (own - 1) / levels)
+        own = 1 / (1 - (1 - 1 / shift) * (steps - 1) / (steps * (1 - least)))
+    return {"shift": own, "shift_terminal": last}
 
 
 def _vp(plan: StepPlan, process: VP, teacher: Mapping[str, Any], time_scaling: float) -> StockSampler:
@@ -70,6 +98,7 @@ def _vp(plan: StepPlan, process: VP, teacher: Mapping[str, Any], time_scaling: f
         "prediction_type": teacher.get("prediction_type", "epsilon"),
         "clip_sample": False,
         "set_alpha_to_one": plan.end == "clean",
+        "steps_offset": 1,  # of no effect here; old pipelines insist on it
         "timestep_spacing": "trailing",
     } | _betas(process, times[0] + 1, teacher)
     if plan.mode != "deterministic":
@@ -80,22 +109,27 @@ def _vp(plan: StepPlan, process: VP, teacher: Mapping[str, Any], time_scaling: f
     own: Callable[..., Any] = getattr(diffusers, name)
     scheduler = own(**{key: value for key, value in config.items() if key != "_class_name"})
     scheduler.set_timesteps(len(times))
-    how = f"{len(times)}"
+    how, own_grid = f"{len(times)}", True
     if [int(t) for t in scheduler.timesteps] != times:
         check(
             plan.mode != "deterministic",
             f"export: DDIMScheduler knows uniform steps only, and this student's times are {times}: "
             "train it with student_steps instead of student_times",
         )
-        how = f"timesteps={times}"
-    return StockSampler(config, how, {"eta": plan.gamma} if plan.mode == "jump" else {})
+        how, own_grid = f"timesteps={times}", False
+    return StockSampler(config, how, {"eta": plan.gamma} if plan.mode == "jump" else {}, own_grid)
 
 
 def _betas(process: VP, levels: int, teacher: Mapping[str, Any]) -> dict[str, Any]:
     """Return the noise table as the teacher's scheduler wrote it, or cut to its first ``levels`` entries."""
     if levels == len(process.alphas_cumprod):
+        from diffusers import DDIMScheduler
+
         keys = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
-        return {key: teacher[key] for key in keys if teacher.get(key) is not None}
+        given = {key: teacher[key] for key in keys if teacher.get(key) is not None}
+        made = DDIMScheduler(num_train_timesteps=levels, **given).alphas_cumprod.double()
+        if torch.allclose(made, process.alphas_cumprod, atol=1e-6):  # not so for tables that are changed afterwards
+            return given
     abar = process.alphas_cumprod[:levels]
     before = torch.cat([torch.ones(1, dtype=abar.dtype), abar[:-1]])
     return {"trained_betas": (1 - abar / before).tolist()}

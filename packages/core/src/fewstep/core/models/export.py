@@ -1,0 +1,205 @@
+"""A student of a pipeline teacher as what everybody can load: a LoRA file, or a whole pipeline folder.
+
+The sampling that was learned goes into the scheduler's config, so that a stock pipeline asked for the student's number
+of steps walks the student's times. What the pipeline's call has to be given besides (the number of steps, guidance 1)
+is in the model card, and under ``_fewstep`` in the scheduler's config, where diffusers leaves it alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fewstep.core.denoiser import Denoiser, NetworkDenoiser
+from fewstep.core.errors import UserError, check
+from fewstep.core.models.backbone import PipelineBackbone
+from fewstep.core.models.files import INDEX
+from fewstep.core.models.loading import Teacher
+from fewstep.core.models.stock import StockSampler, stock_sampler
+from fewstep.core.models.student import (
+    SCHEDULER_FILE,
+    check_foldable,
+    facts_table,
+    replacing,
+    unwrap,
+    write_json,
+    write_plan,
+)
+from fewstep.core.networks.adapters import AdapterView, merge, save_lora
+from fewstep.core.recipe import StepPlan
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+Card = Mapping[str, Any]
+
+
+def export_pipeline(student: Denoiser, plan: StepPlan, folder: Path, card: Card, teacher: Teacher) -> None:
+    """Write a folder of the teacher's pipeline class with the student's network and scheduler in it.
+
+    LoRA factors are merged, constant extra inputs folded; the other components are copied from the teacher. Raises
+    UserError for a student that stock diffusers cannot run; nothing is left half-written.
+    """
+    denoiser, plan, sampler = _ready(student, plan, teacher)
+    backbone = merge(denoiser.backbone)
+    if not isinstance(backbone, PipelineBackbone):
+        raise UserError(f"export: a {type(backbone).__name__} is no part of a {teacher.folder.pipeline}")
+    check_foldable(backbone, plan)
+    backbone.fold_extras(dict(plan.extras))
+    family, source = teacher.family, teacher.folder.path
+    with replacing(folder) as aside:
+        for part in teacher.folder.parts:
+            if part not in (family.network, "scheduler") and (source / part).is_dir():
+                shutil.copytree(source / part, aside / part)
+        backbone.save(aside / family.network)
+        index = json.loads((source / INDEX).read_text(encoding="utf-8"))
+        write_json(aside / INDEX, index | {"scheduler": ["diffusers", sampler.scheduler]})
+        _write_rest(aside, sampler, plan, card, teacher, lora=False)
+
+
+def export_lora(student: Denoiser, plan: StepPlan, folder: Path, card: Card, teacher: Teacher) -> None:
+    """Write the student's factors as diffusers' LoRA file, with the scheduler's config and a card beside it.
+
+    Raises UserError for a student that is no LoRA, or has trained inputs besides, and for pipelines without loader.
+    """
+    denoiser, plan, sampler = _ready(student, plan, teacher)
+    view = denoiser.backbone
+    if not isinstance(view, AdapterView):
+        raise UserError("export: this student has weights of its own (roles.mode=full): write it with --as pipeline")
+    check(
+        can_load_lora(teacher),
+        f"export: diffusers' {teacher.folder.pipeline} loads no LoRA files: write the student with --as pipeline",
+    )
+    with replacing(folder) as aside:
+        save_lora(view, aside / LORA_FILE, teacher.family.network)
+        _write_rest(aside, sampler, plan, card, teacher, lora=True)
+
+
+def export_student(student: Denoiser, plan: StepPlan, folder: Path, card: Card, teacher: Teacher) -> None:
+    """Write what suits the student: a LoRA file for factors alone, a pipeline for everything else."""
+    view = unwrap(student, plan)[0].backbone
+    plain = isinstance(view, AdapterView) and not view.extras and can_load_lora(teacher)
+    (export_lora if plain else export_pipeline)(student, plan, folder, card, teacher)
+
+
+def can_load_lora(teacher: Teacher) -> bool:
+    """Return whether the teacher's stock pipeline reads LoRA files."""
+    return hasattr(teacher.folder.pipeline_class(), "load_lora_weights")
+
+
+def _ready(student: Denoiser, plan: StepPlan, teacher: Teacher) -> tuple[NetworkDenoiser, StepPlan, StockSampler]:
+    denoiser, plan, time_scaling = unwrap(student, plan)
+    sampler = stock_sampler(
+        plan,
+        denoiser.process,
+        teacher.folder.config("scheduler"),
+        time_scaling,
+        sends_sigmas=teacher.family.sends_sigmas,
+    )
+    return denoiser, plan, sampler
+
+
+def _write_rest(
+    folder: Path, sampler: StockSampler, plan: StepPlan, card: Card, teacher: Teacher, *, lora: bool
+) -> None:
+    (folder / "scheduler").mkdir()
+    call = call_options(sampler, plan, teacher)
+    write_json(folder / "scheduler" / SCHEDULER_FILE, sampler.config | {"_fewstep": call})
+    write_plan(folder, plan, card)
+    (folder / "README.md").write_text(model_card(sampler, call, card, teacher, lora=lora), encoding="utf-8")
+
+
+def call_options(sampler: StockSampler, plan: StepPlan, teacher: Teacher) -> dict[str, Any]:
+    """Return what the stock pipeline's call is given to sample as the student was trained to."""
+    distilled, size = teacher.family.guidance_distilled, teacher.size
+    call: dict[str, Any] = {"num_inference_steps": len(plan.times)}
+    if not sampler.own_grid:
+        name, _, values = sampler.set_timesteps.partition("=")
+        call = {name: json.loads(values)}
+    call["guidance_scale"] = teacher.guidance if distilled else 1.0
+    call |= {"height": size.height, "width": size.width}
+    if teacher.family.media == "video":
+        call["num_frames"] = size.frames
+    return call | dict(sampler.step)
+
+
+SNIPPET = """import torch
+from diffusers import {pipeline}{scheduler_class}
+
+{load}prompt = {prompt!r}
+generator = torch.Generator().manual_seed(0)
+output = pipe(
+    prompt,
+    generator=generator,
+{call})
+{result}
+"""
+WHOLE = """pipe = {pipeline}.from_pretrained(".", use_safetensors=True)
+"""
+LORA = """pipe = {pipeline}.from_pretrained({teacher!r}, use_safetensors=True)
+pipe.load_lora_weights(".", weight_name="{file}")
+pipe.scheduler = {scheduler}.from_pretrained(".", subfolder="scheduler")
+"""
+
+
+def model_card(sampler: StockSampler, call: Mapping[str, Any], card: Card, teacher: Teacher, *, lora: bool) -> str:
+    """Return the README: facts of the card, what was measured, and a program that samples with stock diffusers."""
+    names = {
+        "pipeline": teacher.folder.pipeline,
+        "scheduler": sampler.scheduler,
+        "teacher": teacher.folder.name if "/" in teacher.folder.name else str(teacher.folder.path),
+        "file": LORA_FILE,
+    }
+    video = teacher.family.media == "video"
+    snippet = SNIPPET.format(
+        pipeline=names["pipeline"],
+        scheduler_class=f", {sampler.scheduler}" if lora else "",
+        load=(LORA if lora else WHOLE).format(**names),
+        prompt=str(card.get("prompt", "a red fox in the snow")),
+        call="".join(f"    {name}={value!r},\n" for name, value in call.items()),
+        result="frames = output.frames[0]" if video else 'output.images[0].save("sample.png")',
+    )
+    head: dict[str, Any] = {"library_name": "diffusers", "tags": ["diffusers", "few-step", "distillation"]}
+    head["tags"] += ["lora"] if lora else []
+    head |= {"base_model": teacher.folder.name} if "/" in teacher.folder.name else {}
+    licence = teacher_licence(teacher)
+    head |= {"license": licence} if licence else {}
+    facts = {"teacher": teacher.folder.name, "licence": licence or "that of the teacher"} | dict(card)
+    measured = facts.pop("measured", None)
+    steps = call.get("num_inference_steps") or len(next(iter(call.values())))
+    return (
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n# {card.get('name', 'student')}\n\n"
+        f"Samples in {'one step' if steps == 1 else f'{steps} steps'}, without classifier-free guidance.\n\n"
+        f"| | |\n|---|---|\n{facts_table(facts)}\n{measured_table(measured)}```python\n{snippet}```\n"
+    )
+
+
+def measured_table(rows: Any) -> str:
+    """Return rows of an evaluation as a Markdown table under a heading; nothing without rows."""
+    if not rows:
+        return ""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+
+    def cell(value: Any) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    lines += [f"| {' | '.join(cell(row.get(name, '')) for name in names)} |" for row in rows]
+    return "Measured after training:\n\n" + "\n".join(lines) + "\n\n"
+
+
+def teacher_licence(teacher: Teacher) -> str:
+    """Return the licence the teacher's own card states, or an empty string."""
+    file = teacher.folder.path / "README.md"
+    text = file.read_text(encoding="utf-8", errors="replace")[:20_000] if file.is_file() else ""
+    if not text.startswith("---"):
+        return ""
+    try:
+        head = yaml.safe_load(text.split("---")[1])
+    except yaml.YAMLError:
+        return ""
+    found = head.get("license") if isinstance(head, dict) else None
+    return found if isinstance(found, str) else ""

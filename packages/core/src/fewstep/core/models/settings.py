@@ -1,0 +1,36 @@
+"""How a pipeline teacher is opened; a part of the domains' settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fewstep.core.errors import check
+from fewstep.core.models.loading import DtypeName
+
+Part = Literal["teacher", "vae"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A diffusers pipeline as the teacher; unused when the teacher is none.
+
+    ``height``, ``width``: pixels of what is made (0: the pipeline's own size). ``dtype``: of weights that do not train;
+    those that do are float32. ``guidance``: the scale a guidance-distilled model is told (Flux: 3.5), teacher and
+    student alike. ``negative_prompt``: the unconditional prompt (null: the pipeline's own). ``revision``, ``variant``:
+    of a hub repository and of its weight files. ``offload``: parts kept in the CPU's memory while they are not used:
+    the ``vae``, a frozen ``teacher`` that shares no weights with trained roles.
+    """
+
+    height: int = 0
+    width: int = 0
+    dtype: DtypeName = "fp32"
+    guidance: float = 1.0
+    negative_prompt: str | None = None
+    revision: str = ""
+    variant: str = ""
+    offload: tuple[Part, ...] = ()
+
+    def __post_init__(self) -> None:
+        check(min(self.height, self.width) >= 0, "domain.model.height and width must not be negative")
+        check((self.height > 0) == (self.width > 0), "domain.model.height and domain.model.width belong together")
