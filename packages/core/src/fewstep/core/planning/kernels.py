@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -52,14 +53,47 @@ def _only_plain() -> bool:
 class GpuKernels(TorchFunctionMode):
     """Stands in for fused attention, lists of values, and autocast to ``lower`` while :meth:`autocast` is entered.
 
-    ``higher``: names of the operations autocast runs in float32.
+    ``higher``: names of the operations autocast runs in float32. A backward pass that computes activations again does
+    so under the mode and the autocast they were computed under at first.
     """
 
     def __init__(self, higher: frozenset[str] = HIGHER) -> None:
         super().__init__()
         self.higher = higher
         self.lower: torch.dtype | None = None
+        self._latest: torch.dtype | None = None
         self._casts: dict[int, tuple[Tensor, Tensor]] = {}
+        self._hooks: list[Any] = []
+        self._again: tuple[nn.Module, ExitStack] | None = None
+
+    def __enter__(self) -> GpuKernels:
+        if not self._hooks:
+            self._hooks = [
+                register_module_forward_pre_hook(self._before),
+                register_module_forward_hook(self._after, always_call=True),
+            ]
+        super().__enter__()
+        return self
+
+    def close(self) -> None:
+        """Forget the hooks that watch for activations computed again."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        # a backward pass leaves the mode and the autocast it belongs to behind
+        if self._again is None and torch._C._current_graph_task_id() != -1:
+            stack = ExitStack()
+            stack.enter_context(self)
+            if self._latest is not None:
+                stack.enter_context(self.autocast(self._latest))
+            self._again = module, stack
+
+    def _after(self, module: nn.Module, args: Any, out: Any) -> None:
+        if self._again is not None and self._again[0] is module:
+            self._again[1].close()
+            self._again = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -100,9 +134,10 @@ class GpuKernels(TorchFunctionMode):
     @contextmanager
     def autocast(self, dtype: torch.dtype) -> Iterator[None]:
         """Run what is inside as under ``torch.autocast("cuda", dtype)``."""
-        before, self.lower = self.lower, dtype
+        before, self.lower, self._latest = self.lower, dtype, dtype
         try:
             yield
         finally:
             self.lower = before
-            self._casts.clear()
+            if before is None:
+                self._casts.clear()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,12 +26,13 @@ from fewstep.core.training.cast import networks_of
 from fewstep.core.training.feed import Feed
 from fewstep.core.training.opened import assemble
 from fewstep.core.training.phases import PhaseRunner
-from fewstep.core.training.settings import RunConfig
+from fewstep.core.training.settings import OptimConfig, RunConfig
 from fewstep.core.training.trainer import Trainer
 from fewstep.core.training.world import World, blocks
 
 Build = Callable[[World], tuple[Problem, Recipe]]
 FUSED = ("adamw", "adam", "sgd")  # their updates make nothing on the way
+EIGHT_BIT, SMALLEST_8BIT, BLOCK_8BIT = "adamw8bit", 4096, 256  # bitsandbytes' own numbers
 BETWEEN = "between steps"
 
 
@@ -111,7 +112,7 @@ def plan(
     """
     kernels, tracker = kernels or GpuKernels(), Tracker(granularity)
     world = ShapesOnly(kernels, processes)
-    with shapes_for(config), kernels, tracker:
+    with shapes_for(config), closing(kernels), kernels, tracker:
         problem, recipe = build(world) if build is not None else _assembled(config, world)
         return _planned(config, problem, recipe, world, tracker)
 
@@ -132,9 +133,9 @@ def shapes_for(config: RunConfig) -> Iterator[None]:
 
 
 def _planned(config: RunConfig, problem: Problem, recipe: Recipe, world: World, tracker: Tracker) -> MemoryPlan:
-    trainer = Trainer(config, problem, recipe, world)
+    trainer = Trainer(replace(config, optim=_shapes_of(config.optim)), problem, recipe, world)
     for name, runner in trainer.runners.items():
-        _start_optimizer(runner, tracker, fused=config.optim.for_phase(name).name in FUSED)
+        _start_optimizer(runner, config.optim.for_phase(name).name, tracker)
     feed = Feed(problem.data, config, world)
     # drawn on the CPU, where samples are put together
     draws = [replace(feed.rng(step, "data"), device="cpu") for step in (0, 1)]
@@ -149,20 +150,40 @@ def _planned(config: RunConfig, problem: Problem, recipe: Recipe, world: World, 
     return MemoryPlan(roles, tuple(found), held - kept, _largest_block(trainer))
 
 
-def _start_optimizer(runner: PhaseRunner, tracker: Tracker, fused: bool) -> None:
+def _shapes_of(optim: OptimConfig) -> OptimConfig:
+    """Return settings whose optimizers can be made on the meta device; 8-bit states are put in afterwards."""
+    phases = {
+        name: replace(own, name="adamw") if own.name == EIGHT_BIT else own for name, own in optim.phases.items()
+    }
+    return replace(optim, name="adamw" if optim.name == EIGHT_BIT else optim.name, phases=phases)
+
+
+def _start_optimizer(runner: PhaseRunner, name: str, tracker: Tracker) -> None:
     """Make the optimizer's state by an update with blank gradients; let fused updates make nothing."""
-    optimizer = runner.optimizer
+    optimizer, fused = runner.optimizer, name in (*FUSED, EIGHT_BIT)
     if not fused:
         for group in optimizer.param_groups:  # as on a GPU, where all parameters move at once
-            group["foreach"] = True if "foreach" in group else None
+            group["foreach"] = True
     with tracker.pausing():
         for parameter in runner.parameters:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if name == EIGHT_BIT:
+        for parameter in runner.parameters:
+            optimizer.state[parameter] = _eight_bit(parameter)
     if fused:
-        optimizer.register_step_pre_hook(lambda *_: setattr(tracker, "paused", True))
-        optimizer.register_step_post_hook(lambda *_: setattr(tracker, "paused", False))
+        optimizer.register_step_pre_hook(lambda *_: optimizer.zero_grad(set_to_none=True))
+
+
+def _eight_bit(parameter: nn.Parameter) -> dict[str, Tensor]:
+    """Return the two moments as bitsandbytes keeps them: a byte each and a scale per block, but small ones whole."""
+    count = parameter.numel()
+    if count < SMALLEST_8BIT:
+        return {name: torch.zeros_like(parameter, dtype=torch.float32) for name in ("state1", "state2")}
+    blocks_8bit = -(-count // BLOCK_8BIT)
+    made = {name: torch.empty(count, dtype=torch.uint8, device="meta") for name in ("state1", "state2")}
+    return made | {name: torch.empty(blocks_8bit, device="meta") for name in ("absmax1", "absmax2")}
 
 
 def _phase(trainer: Trainer, phase: Phase, batch: Any, feed: Feed, tracker: Tracker) -> PhaseMemory | None:
@@ -181,6 +202,7 @@ def _phase(trainer: Trainer, phase: Phase, batch: Any, feed: Feed, tracker: Trac
         gradients = tracker.keys_of(p.grad for p in runner.parameters if p.grad is not None)
 
     handle = runner.optimizer.register_step_pre_hook(note)
+    runner.optimizer._optimizer_step_pre_hooks.move_to_end(handle.id, last=False)  # before gradients are dropped
     start = tracker.live
     tracker.events.clear()
     runner.run(batch, rng, step)
