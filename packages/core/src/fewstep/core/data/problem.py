@@ -69,7 +69,7 @@ def pipeline_problem(
     and ``render`` take latents. Raises UserError for roles this teacher cannot give.
     """
     dtype = DTYPES[model.dtype]
-    denoiser = teacher.denoiser(null, dtype)
+    denoiser = teacher.denoiser(null, dtype, device)
     roles = build_roles(
         denoiser,
         specs,

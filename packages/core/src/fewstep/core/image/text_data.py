@@ -21,6 +21,7 @@ from fewstep.core.data.source import (
     Encoder,
     Texts,
     TextSource,
+    blank_source,
     crop_to,
     encode_texts,
     readable,
@@ -95,9 +96,12 @@ class TextData:
 def load_text_data(config: ImageConfig, teacher: Teacher, codec: Encoder, device: torch.device | str) -> TextData:
     """Return the data of a config with its prompts encoded; text encoders are freed again.
 
-    Raises UserError for sources that say nothing to a text model, and for files that cannot be read.
+    On the device ``meta`` shapes take the place of data. Raises UserError for sources that say nothing to a text model, and for files that cannot be read.
     """
     data, dtype = config.data, DTYPES[config.model.dtype]
+    if torch.device(device).type == "meta":
+        blank, texts = blank_source(teacher, dtype, pictures=data.source != "prompts")
+        return TextData(blank, teacher, texts.null, texts.captions, texts.cond, None, None, "shapes only")
     if data.source == "prepared":
         prepared = Prepared(Path(data.path).expanduser(), teacher)
         source = TextSource(prepared, prepared if prepared.has_latents else None)
