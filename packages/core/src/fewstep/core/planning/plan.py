@@ -21,7 +21,7 @@ from fewstep.core.errors import UserError
 from fewstep.core.planning.kernels import GpuKernels
 from fewstep.core.planning.stage import ShapesOnly
 from fewstep.core.planning.tracker import CUDA_GRANULARITY, Tracker, highest
-from fewstep.core.recipe import Phase, Recipe
+from fewstep.core.recipe import Batch, Phase, Recipe
 from fewstep.core.training.cast import networks_of
 from fewstep.core.training.feed import Feed
 from fewstep.core.training.opened import assemble
@@ -31,8 +31,9 @@ from fewstep.core.training.trainer import Trainer
 from fewstep.core.training.world import World, blocks
 
 Build = Callable[[World], tuple[Problem, Recipe]]
-FUSED = ("adamw", "adam", "sgd")  # their updates make nothing on the way
-EIGHT_BIT, SMALLEST_8BIT, BLOCK_8BIT = "adamw8bit", 4096, 256  # bitsandbytes' own numbers
+EIGHT_BIT = "adamw8bit"
+FUSED = ("adamw", "adam", "sgd", EIGHT_BIT)  # their updates make nothing on the way
+SMALLEST_8BIT, BLOCK_8BIT = 4096, 256  # bitsandbytes' own numbers
 BETWEEN = "between steps"
 
 
@@ -68,12 +69,24 @@ class PhaseMemory:
 
 
 @dataclass(frozen=True)
+class PartMemory:
+    """Another component of the teacher: the bytes of its weights, and whether they stay while networks train."""
+
+    name: str
+    weights: int
+    stays: bool
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
-    """The memory of one process. ``data``: two batches, this step's and the next; ``unit``: the largest block that
-    sharding would gather at once."""
+    """The memory of one process.
+
+    ``data``: two batches, this step's and the next; ``unit``: the largest block that sharding would gather at once.
+    """
 
     roles: tuple[RoleMemory, ...]
     phases: tuple[PhaseMemory, ...]
+    parts: tuple[PartMemory, ...]
     data: int
     unit: int
 
@@ -85,7 +98,12 @@ class MemoryPlan:
     @property
     def resident(self) -> int:
         """What stays in memory all the time."""
-        return self.data + sum(role.weights + role.optimizer + role.average for role in self.roles)
+        return self.data + self.divisible + sum(part.weights for part in self.parts if part.stays)
+
+    @property
+    def divisible(self) -> int:
+        """What of it sharding divides."""
+        return sum(role.weights + role.optimizer + role.average for role in self.roles)
 
     def sharded(self, processes: int) -> int:
         """Return the peak when weights, gradients, optimizers and averages are divided over processes (FSDP2).
@@ -93,8 +111,7 @@ class MemoryPlan:
         Two blocks are gathered at a time, the one at work and the next.
         """
         share = 1 - 1 / processes
-        divided = self.resident - self.data
-        return max(round(p.peak - share * (divided + p.gradients)) + 2 * self.unit for p in self.phases)
+        return max(round(p.peak - share * (self.divisible + p.gradients)) + 2 * self.unit for p in self.phases)
 
 
 def plan(
@@ -134,8 +151,9 @@ def shapes_for(config: RunConfig) -> Iterator[None]:
 
 def _planned(config: RunConfig, problem: Problem, recipe: Recipe, world: World, tracker: Tracker) -> MemoryPlan:
     trainer = Trainer(replace(config, optim=_shapes_of(config.optim)), problem, recipe, world)
+    optimizers = {name: config.optim.for_phase(name).name for name in trainer.runners}
     for name, runner in trainer.runners.items():
-        _start_optimizer(runner, config.optim.for_phase(name).name, tracker)
+        _start_optimizer(runner, optimizers[name], tracker)
     feed = Feed(problem.data, config, world)
     # drawn on the CPU, where samples are put together
     draws = [replace(feed.rng(step, "data"), device="cpu") for step in (0, 1)]
@@ -143,11 +161,15 @@ def _planned(config: RunConfig, problem: Problem, recipe: Recipe, world: World, 
     roles = tuple(_roles(trainer, tracker))
     gc.collect()
     held = tracker.live
-    phases = [_phase(trainer, phase, batch, feed, tracker) for phase in trainer.phases]
-    between = _between(trainer, tracker)
+    parts = tuple(PartMemory(name, *what) for name, what in problem.parts.items())
+    beside = sum(part.weights for part in parts if part.stays)
+    phases = [
+        _phase(trainer, phase, optimizers[phase.name] in FUSED, batch, feed, tracker) for phase in trainer.phases
+    ]
     kept = sum(role.weights + role.optimizer + role.average for role in roles)
-    found = [each for each in (*phases, between) if each is not None]
-    return MemoryPlan(roles, tuple(found), held - kept, _largest_block(trainer))
+    moments = [each for each in (*phases, _between(trainer, tracker)) if each is not None]
+    found = tuple(replace(each, resident=each.resident + beside) for each in moments)
+    return MemoryPlan(roles, found, parts, held - kept, _largest_block(trainer))
 
 
 def _shapes_of(optim: OptimConfig) -> OptimConfig:
@@ -160,8 +182,8 @@ def _shapes_of(optim: OptimConfig) -> OptimConfig:
 
 def _start_optimizer(runner: PhaseRunner, name: str, tracker: Tracker) -> None:
     """Make the optimizer's state by an update with blank gradients; let fused updates make nothing."""
-    optimizer, fused = runner.optimizer, name in (*FUSED, EIGHT_BIT)
-    if not fused:
+    optimizer = runner.optimizer
+    if name not in FUSED:
         for group in optimizer.param_groups:  # as on a GPU, where all parameters move at once
             group["foreach"] = True
     with tracker.pausing():
@@ -172,8 +194,6 @@ def _start_optimizer(runner: PhaseRunner, name: str, tracker: Tracker) -> None:
     if name == EIGHT_BIT:
         for parameter in runner.parameters:
             optimizer.state[parameter] = _eight_bit(parameter)
-    if fused:
-        optimizer.register_step_pre_hook(lambda *_: optimizer.zero_grad(set_to_none=True))
 
 
 def _eight_bit(parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -186,7 +206,7 @@ def _eight_bit(parameter: nn.Parameter) -> dict[str, Tensor]:
     return made | {name: torch.empty(blocks_8bit, device="meta") for name in ("absmax1", "absmax2")}
 
 
-def _phase(trainer: Trainer, phase: Phase, batch: Any, feed: Feed, tracker: Tracker) -> PhaseMemory | None:
+def _phase(trainer: Trainer, phase: Phase, fused: bool, batch: Batch, feed: Feed, tracker: Tracker) -> PhaseMemory | None:
     """Run the last update of a phase in the run on at most two micro-batches: the second has gradients to add to."""
     runner, total = trainer.runners[phase.name], trainer.config.train.steps
     step = next((step for step in range(total - 1, -1, -1) if phase.due(step)), None)
@@ -200,9 +220,10 @@ def _phase(trainer: Trainer, phase: Phase, batch: Any, feed: Feed, tracker: Trac
     def note(*_: object) -> None:
         nonlocal gradients
         gradients = tracker.keys_of(p.grad for p in runner.parameters if p.grad is not None)
+        if fused:
+            runner.optimizer.zero_grad(set_to_none=True)  # nothing is left to update, and nothing is made
 
     handle = runner.optimizer.register_step_pre_hook(note)
-    runner.optimizer._optimizer_step_pre_hooks.move_to_end(handle.id, last=False)  # before gradients are dropped
     start = tracker.live
     tracker.events.clear()
     runner.run(batch, rng, step)
