@@ -69,7 +69,7 @@ def pipeline_problem(
     and ``render`` take latents. Raises UserError for roles this teacher cannot give.
     """
     dtype = DTYPES[model.dtype]
-    denoiser = teacher.denoiser(null, dtype)
+    denoiser = teacher.denoiser(null, dtype, device)
     roles = build_roles(
         denoiser,
         specs,
@@ -93,8 +93,19 @@ def pipeline_problem(
         export=exporting(export_student),
         export_as={"lora": exporting(export_lora), "pipeline": exporting(export_pipeline)},
         from_text=lambda prompts: dict(teacher.encode(prompts, device, dtype).cond),
+        parts=other_parts(teacher, model) if torch.device(device).type == "meta" else {},
         notes={"teacher": f"{teacher.folder.name} ({teacher.folder.pipeline})"},
     )
+
+
+def other_parts(teacher: Teacher, model: ModelConfig) -> dict[str, tuple[int, bool]]:
+    """Return the bytes of text encoders, which are dropped before training, and of the autoencoder, which may stay."""
+    folder, found = teacher.folder, dict[str, tuple[int, bool]]()
+    for name in (*teacher.family.text, "vae"):
+        if folder.has(name) and folder.is_module(name):
+            count = sum(p.numel() for p in folder.skeleton(name).parameters())
+            found[name] = count * DTYPES[model.dtype].itemsize, name == "vae" and "vae" not in model.offload
+    return found
 
 
 def fresh_denoiser(teacher: Teacher, null: Cond | None, seed: int) -> NetworkDenoiser:

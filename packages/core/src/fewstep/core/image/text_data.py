@@ -15,13 +15,13 @@ from fewstep.core.data.prepared import Prepared
 from fewstep.core.data.prompts import read_prompts
 from fewstep.core.data.reading import fit_channels
 from fewstep.core.data.shown import Shown, encode_captions, shown_prompts, shown_rows
-from fewstep.core.data.source import EncodedPictures, Texts, TextSource, crop_to, readable
+from fewstep.core.data.source import EncodedPictures, Texts, TextSource, blank_source, crop_to, readable
 from fewstep.core.denoiser import Cond
 from fewstep.core.errors import check
 from fewstep.core.image.data import REFERENCE_SEED, DataConfig, split
 from fewstep.core.image.pictures import Part, Pictures, digits, photos
 from fewstep.core.image.settings import ImageConfig
-from fewstep.core.models.loading import Teacher
+from fewstep.core.models.loading import DTYPES, Teacher
 
 
 class Labelled:
@@ -75,10 +75,13 @@ def load_text_data(
 ) -> TextData:
     """Return the data of a config with its prompts encoded; text encoders are freed again.
 
-    ``encode``: pixels in [-1, 1] to latents. Raises UserError for sources that say nothing to a text model, and for
-    files that cannot be read.
+    ``encode``: pixels in [-1, 1] to latents. On the device ``meta`` shapes take the place of data. Raises UserError for
+    sources that say nothing to a text model, and for files that cannot be read.
     """
     data = config.data
+    if torch.device(device).type == "meta":
+        blank, nothing = blank_source(teacher, DTYPES[config.model.dtype], pictures=data.source != "prompts")
+        return TextData(blank, nothing.null, shown_rows(nothing, [0]), None, "shapes only")
     if data.source == "prepared":
         check(not data.flip, "domain.data.flip: prepared latents cannot be mirrored: leave it out, or use captions")
         prepared = Prepared(data.path, teacher)

@@ -130,7 +130,7 @@ class World:
         if self.size == 1:
             return
         whole = [g for g in gradients if not is_sharded(g)]
-        for bucket in _buckets(whole):
+        for bucket in buckets(whole):
             flat = torch.cat([g.reshape(-1) for g in bucket])
             torch.distributed.all_reduce(flat)
             flat /= self.size
@@ -155,11 +155,12 @@ class World:
 
         mesh = init_device_mesh(self.device.type, (self.size,))
         for network in networks:
-            for part in (*_blocks(network), network):
+            for part in (*blocks(network), network):
                 fully_shard(part, mesh=mesh, reshard_after_forward=self.reshard)
 
 
-def _blocks(network: nn.Module) -> Iterator[nn.Module]:
+def blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield the blocks of the outermost lists of layers: what is sharded by itself."""
     lists = [part for part in network.modules() if isinstance(part, nn.ModuleList)]
     nested = {id(inner) for outer in lists for inner in outer.modules() if inner is not outer}
     for each in lists:
@@ -167,7 +168,8 @@ def _blocks(network: nn.Module) -> Iterator[nn.Module]:
             yield from (block for block in each if any(True for _ in block.parameters()))
 
 
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield tensors of one dtype in groups that are sent together."""
     for _, same in itertools.groupby(sorted(tensors, key=lambda x: str(x.dtype)), key=lambda x: x.dtype):
         bucket: list[Tensor] = []
         size = 0
