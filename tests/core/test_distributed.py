@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from core.runs import child_environment, config_of, go, newest
+from core.runs import LORA, child_environment, config_of, go, newest
 
 from fewstep.core.training.trackers import read_metrics
 
@@ -23,6 +23,7 @@ RECIPES = ("dmd2", "f-distill", "consistency", "toy")
 def two(tmp_path_factory):
     """Everything two processes have to do, in one launch."""
     root = tmp_path_factory.mktemp("two")
+    go(config_of(*LORA, "train.steps=4"), root / "grows")
     environment = {**child_environment(), "ACCELERATE_USE_CPU": "true"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = [Path(__file__).with_name("two_processes.py"), root, ",".join(RECIPES)]
@@ -53,6 +54,22 @@ def test_processes_and_accumulation_change_nothing(tmp_path, two, name):
         for ours, theirs in zip(read_metrics(tmp_path / "one"), read_metrics(folder), strict=True):
             for key in (key for key in ours if not key.startswith("time/")):
                 assert theirs[key] == pytest.approx(ours[key], rel=1e-10, abs=1e-10), key
+
+
+def test_lora_roles_over_a_base_in_shards(tmp_path, two):
+    for name in ("toy", "dmd2"):
+        go(config_of(*LORA, recipe=name), tmp_path / name)
+        assert_same(newest(tmp_path / name), newest(two / f"lora-{name}"))
+    go(config_of(*LORA), two / "shrinks", resume=True)
+    for folder in ("shrinks", "grows"):  # two processes and then one, one process and then two
+        assert_same(newest(tmp_path / "toy"), newest(two / folder))
+
+
+def test_weights_kept_after_the_forward_are_not_stale(tmp_path, two):
+    go(config_of(DOUBLE), tmp_path / "full")
+    go(config_of(*LORA), tmp_path / "toy")
+    for name in ("full", "toy"):
+        assert_same(newest(tmp_path / name), newest(two / f"kept-{name}"))
 
 
 def test_two_processes_took_part(two):
