@@ -16,13 +16,13 @@ from fewstep.core.training.world import World
 
 def main(root: Path) -> None:
     held = []
-    for steps in (STEPS - 2, STEPS):
+    for dtype, steps in ((dtype, steps) for dtype in ("fp32", "bf16") for steps in (STEPS - 2, STEPS)):
         world = World()
         world.shards = True
-        config = image_config(steps)
+        config = image_config(dtype, steps)
         problem = image_problem(config)
         recipe = ToyRecipe(config.recipe, problem.actors)
-        train(config, problem, recipe, root / "image", world=world, resume=steps == STEPS)
+        train(config, problem, recipe, root / dtype, world=world, resume=steps == STEPS)
         network = problem.actors.module("student").network
         held = [p.to_local().numel() for p in network.parameters()]
     (root / f"said-{World().rank}.json").write_text(json.dumps(sum(held)))

@@ -31,16 +31,19 @@ class Latents:
         return Batch(len(rng.ids), cond, rng.normal("x0", self.shape).to(device), device)
 
 
-def image_config(steps: int, micro_batch: int | str = "auto") -> RunConfig:
-    return config_of(f"train.steps={steps}", f"train.micro_batch={micro_batch}", "train.batch=2", "train.precision=bf16", "optim.lr=1e-3")
+def image_config(dtype: str, steps: int) -> RunConfig:
+    """Plain gradient descent: what moves is proportional to the gradients."""
+    return config_of(f"train.steps={steps}", "train.batch=2", "train.micro_batch=1", "optim.name=sgd",
+                     f"train.precision={dtype}")  # fmt: skip
 
 
 def image_problem(config: RunConfig) -> Problem:
-    """The tiny Stable Diffusion in bfloat16 under factors in float32, activations recomputed."""
+    """The tiny Stable Diffusion, frozen in the run's precision, under factors in float32; activations recomputed."""
     found = Teacher.find("tiny:sd")
     specs = ToyRecipe.role_specs(config.recipe)
     roles_config = RolesConfig(mode="lora", rank=2, checkpointing=True)
-    roles = build_roles(found.denoiser(None, torch.bfloat16), specs, roles_config, config.seed)
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    roles = build_roles(found.denoiser(None, dtype), specs, roles_config, config.seed)
     actors = Actors(roles, found.reading()[0], found.shape)
 
     def unused(*args: object) -> dict[str, Tensor]:

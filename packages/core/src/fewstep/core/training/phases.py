@@ -185,7 +185,11 @@ class PhaseRunner:
 
     def _bad_gradient(self) -> str:
         bad = [n for n, p in self.named if p.grad is not None and not bool(local(p.grad).isfinite().all())]
-        return f"gradient of '{bad[0]}' is not finite ({len(bad)} parameters)" if bad else "the norm of the gradients is not finite"
+        return (
+            f"gradient of '{bad[0]}' is not finite ({len(bad)} parameters)"
+            if bad
+            else "the norm of the gradients is not finite"
+        )
 
 
 def _checked(terms: LossTerms, size: int, who: str) -> Tensor:

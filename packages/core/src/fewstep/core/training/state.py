@@ -82,7 +82,7 @@ class RunState:
         return Snapshot(tensors, {"identity": self.identity, "phases": phases, **extra})
 
     def _whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return tensors with those in shards put together, one at a time, on the main process's CPU; none elsewhere."""
+        """Return tensors, those in shards put together one by one, on the main process's CPU; none elsewhere."""
         found: dict[str, Tensor] = {}
         for name, value in tensors.items():
             whole = full(value).cpu() if is_sharded(value) else value

@@ -39,7 +39,7 @@ class ZeroStepper(Stepper):
         for parameter in parameters:
             check(
                 id(parameter) not in world.engines,
-                "two phases train the same parameters, which DeepSpeed's ZeRO cannot: use launch/ddp.yaml or fsdp2.yaml",
+                "two phases train the same parameters, which DeepSpeed's ZeRO cannot: launch with ddp.yaml or fsdp2.yaml",
             )
             world.engines.add(id(parameter))
         self.parameters, self.world = list(parameters), world
@@ -82,7 +82,7 @@ class ZeroStepper(Stepper):
         """Return the whole state by ``<parameter>.<name>``, as one process has it."""
         found: dict[str, Tensor] = {}
         sizes = [parameter.numel() for parameter in self.parameters]
-        for name, value in self.optimizer.state.get(self.flat, {}).items():
+        for name, value in sorted(self.optimizer.state.get(self.flat, {}).items()):  # one order for all processes
             if not isinstance(value, Tensor):
                 continue
             parts = [value.clone()] * len(sizes) if value.ndim == 0 else self._parts(value, sizes)
@@ -102,7 +102,7 @@ class ZeroStepper(Stepper):
         """Take this process's part of a whole state, and copy the weights into their masters."""
         self.reset()
         state: dict[str, Tensor] = {}
-        for name in {key.partition(".")[2] for key in tensors}:
+        for name in sorted({key.partition(".")[2] for key in tensors}):
             values = [tensors[f"{index}.{name}"] for index in range(len(self.parameters))]
             if values[0].ndim == 0:
                 state[name] = values[0].clone()
