@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import inspect
+import json
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +14,7 @@ from fewstep.core.models.family import Encoded
 from fewstep.core.models.files import quiet
 from fewstep.core.models.loading import Teacher
 from fewstep.core.models.table import FAMILIES
+from fewstep.core.process import RectifiedFlow
 
 NAMES = [family.name for family in FAMILIES]
 PROMPTS = ["a red fox", "two boats, one sail"]
@@ -25,13 +28,13 @@ class Evaluation(NamedTuple):
     latents: Tensor
 
 
-@lru_cache(maxsize=4)
+@cache
 def teacher(name: str, guidance: float = 1.0) -> Teacher:
     """The tiny teacher of a family."""
     return Teacher.find(f"tiny:{name}", guidance=guidance)
 
 
-@lru_cache(maxsize=4)
+@cache
 def encoded(name: str) -> Encoded:
     """The conditions of the two prompts."""
     return teacher(name).encode(PROMPTS)
@@ -41,7 +44,9 @@ def stock(found: Teacher) -> Any:
     """The whole pipeline, as diffusers itself loads it."""
     with quiet():
         kind = found.folder.pipeline_class()
-        pipe = kind.from_pretrained(found.folder.path, use_safetensors=True, local_files_only=True)
+        index = json.loads((found.folder.path / "model_index.json").read_text())
+        without = {part: None for part, value in index.items() if value == [None, None]}
+        pipe = kind.from_pretrained(found.folder.path, use_safetensors=True, local_files_only=True, **without)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -49,8 +54,11 @@ def stock(found: Teacher) -> Any:
 def call_options(found: Teacher) -> dict[str, Any]:
     """What the pipeline's call takes for the teacher's size."""
     size = found.size
-    frames = {"num_frames": size.frames} if found.family.media == "video" else {}
-    return {"height": size.height, "width": size.width, "output_type": "latent", **frames}
+    takes = inspect.signature(found.folder.pipeline_class().__call__).parameters
+    options = {"num_frames": size.frames} if found.family.media == "video" else {}
+    if "use_resolution_binning" in takes:  # else the size is replaced by one of a table
+        options["use_resolution_binning"] = False
+    return {"height": size.height, "width": size.width, "output_type": "latent", **options}
 
 
 def watched(found: Teacher, guidance: float, steps: int = 2, **options: Any) -> list[Evaluation]:
@@ -74,3 +82,10 @@ def watched(found: Teacher, guidance: float, steps: int = 2, **options: Any) -> 
             **options,
         )
     return seen
+
+
+def own_time(found: Teacher, time: Tensor) -> Tensor:
+    """The pipeline's timestep on our clock."""
+    process, _ = found.reading()
+    scale = process.time_scale if isinstance(process, RectifiedFlow) else 1.0
+    return time.double().reshape(-1)[:1].expand(len(PROMPTS)) / scale

@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+from fewstep.core.data.crops import crop_at
+from fewstep.core.data.epochs import epoch_indices
+from fewstep.core.data.reading import MAX_PIXELS, read_image, shrink
 from fewstep.core.domain import DataSource
 from fewstep.core.errors import TrainingError, UserError
-from fewstep.core.image.data import DataConfig, ImageSource, crop_at, epoch_indices, load_data, split
+from fewstep.core.image.data import DataConfig, ImageSource, load_data, split
 from fewstep.core.image.pictures import PHOTOS, Folder, digits, photos
-from fewstep.core.image.reading import MAX_PIXELS, read_image, shrink
 from fewstep.core.rng import Rng
 
 COLOUR = np.array([[[255, 0, 0], [0, 128, 0]], [[0, 0, 64], [255, 255, 255]]], dtype=np.uint8)
@@ -144,7 +146,7 @@ def test_a_damaged_file_is_skipped_counted_and_named_once(tmp_path, caplog):
         assert_close(folder.get(2)[0], folder.get(3)[0])
         folder.get(2)
     assert [record.getMessage().count("2.png") for record in caplog.records] == [1]
-    assert folder.bad == {2}
+    assert folder.bad.indices == {2}
 
 
 def test_too_many_damaged_files_stop_the_run(tmp_path):

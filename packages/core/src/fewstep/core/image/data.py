@@ -6,18 +6,16 @@ crops and flips are drawn from the run's generator.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fewstep.core.data.crops import crop_at
+from fewstep.core.data.epochs import epoch_indices, permutation
 from fewstep.core.errors import check
 from fewstep.core.image.pictures import Folder, Part, Pictures, digits, photos
 from fewstep.core.recipe import Batch
@@ -31,14 +29,19 @@ class DataConfig:
     """Where pictures come from.
 
     ``source``: ``digits`` (8x8, gray, 10 classes), ``photos`` (crops of 12 photos, one class each) or ``folder``.
-    ``path``: the folder; its first subfolders are the classes. ``size``: pixels of the square crops. ``channels``: 1
-    or 3. ``resize``: pixels of the shorter side before cropping (0: the same as ``size``). ``flip``: mirror half of
-    the crops. ``holdout``: share of the pictures never trained on. ``max_bad_share``: share of unreadable files that
-    stops a run.
+    For text-to-image teachers: a file of ``prompts``, pictures with ``captions`` (a folder, or webdataset archives), a
+    folder ``prepared`` by `fewstep image prepare`, or digits and photos with the ``caption`` "a photo of {}"; pictures
+    are cropped to the teacher's size. ``path``: the file or folder; the first subfolders of a ``folder`` are its
+    classes. ``column``: of a table of prompts or captions. ``size``: pixels of the square crops. ``channels``: 1 or 3.
+    ``resize``: pixels of the shorter side before cropping (0: the same as ``size``). ``flip``: mirror half of the
+    crops. ``holdout``: share of the pictures never trained on. ``max_bad_share``: share of unreadable files that stops
+    a run.
     """
 
-    source: Literal["digits", "photos", "folder"] = "digits"
+    source: Literal["digits", "photos", "folder", "prompts", "captions", "prepared"] = "digits"
     path: str = ""
+    column: str = ""
+    caption: str = "a picture of {}"
     size: int = 8
     channels: int = 1
     resize: int = 0
@@ -54,31 +57,14 @@ class DataConfig:
         )
         check(0 <= self.holdout < 1, f"domain.data.holdout must be in [0, 1), got {self.holdout:g}")
         check(0 <= self.max_bad_share <= 1, f"domain.data.max_bad_share must be in [0, 1], got {self.max_bad_share:g}")
-        check(
-            (self.source == "folder") == bool(self.path), "domain.data.path belongs to, and is needed by, source=folder"
-        )
+        builtin = self.source in ("digits", "photos")
+        check(builtin or bool(self.path), f"domain.data.path is missing: source={self.source} needs it")
+        check(not builtin or not self.path, f"domain.data.path: source={self.source} reads no files, leave it empty")
         check(
             self.source != "photos" or self.holdout == 0, "photos are cropped: domain.data.holdout must be 0 for them"
         )
         exact = self.source != "digits" or (self.size, self.channels) == (8, 1)
         check(exact, "digits are 8x8 and gray: domain.data.size must be 8 and domain.data.channels 1")
-
-
-@lru_cache(maxsize=8)
-def permutation(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
-    """Return the order of an epoch: a function of (seed, epoch)."""
-    key = Rng(seed, epoch, (0,)).torch_seed("data-order")
-    return np.random.Generator(np.random.Philox(key=key)).permutation(count)
-
-
-def epoch_indices(rng: Rng, count: int) -> list[int]:
-    """Return which of ``count`` samples each sample of a step is: epochs run on across steps.
-
-    Without a known global batch every step is an epoch of its own (no sample twice in a step, up to ``count``).
-    """
-    stride = rng.batch or count
-    places = [divmod(rng.step * stride + sample, count) for sample in rng.ids]
-    return [int(permutation(rng.seed, epoch, count)[place]) for epoch, place in places]
 
 
 class ImageSource:
@@ -103,14 +89,6 @@ class ImageSource:
             labels.append(label)
         cond = {"label": torch.tensor(labels, device=device)} if self.pictures.classes else {}
         return Batch(len(crops), cond, (torch.stack(crops) * 2 - 1).to(device), device)
-
-
-def crop_at(picture: Float[Tensor, "c h w"], size: int, corner: Sequence[float]) -> Float[Tensor, "c s s"]:
-    """Return the square crop whose place is given by two fractions in [0, 1); (0.5, 0.5) is central."""
-    top, left = (
-        min(int(f * (side - size + 1)), side - size) for f, side in zip(corner, picture.shape[1:], strict=True)
-    )
-    return picture[:, top : top + size, left : left + size]
 
 
 @dataclass(frozen=True)
@@ -146,6 +124,10 @@ def load_data(config: DataConfig, most: int = 2000) -> ImageData:
     Digits: the reference is all of them. Photos: ``most`` crops at fixed random places. Folder: central crops of at
     most ``most`` pictures, the held-out ones first.
     """
+    check(
+        config.source in ("digits", "photos", "folder"),
+        f"domain.data.source '{config.source}' is for text-to-image teachers, and this one takes no text",
+    )
     side = config.resize or config.size
     if config.source == "photos":
         source = ImageSource(photos(config.channels, side), config.size, config.flip)

@@ -24,11 +24,9 @@ from fewstep.core.image.teacher import (
     fresh_denoiser,
     load_teacher,
     reading,
-    shipped_teachers,
 )
-from fewstep.core.image.text import build_text_problem, text_process
+from fewstep.core.image.text import build_text_problem, is_text_teacher, text_process
 from fewstep.core.metrics.measure import Reference
-from fewstep.core.models.loading import is_pipeline
 from fewstep.core.networks.roles import build_roles
 from fewstep.core.process import Process
 from fewstep.core.recipe import Actors, RoleSpec, StepPlan
@@ -104,11 +102,6 @@ class ImageDomain:
             )
         fresh = fresh_denoiser(config.network, domain_scheduler(config), data.shape, len(data.classes), seed)
         return fresh, "none: networks start untrained"
-
-
-def is_text_teacher(name: str) -> bool:
-    """Return whether a teacher's name means a text-to-image pipeline."""
-    return bool(name) and name not in shipped_teachers() and is_pipeline(name)
 
 
 def conditions(data: ImageData, n: int) -> Cond:

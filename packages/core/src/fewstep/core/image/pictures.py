@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -11,10 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.core.errors import TrainingError, UserError, check
-from fewstep.core.image.reading import SUFFIXES, UNREADABLE, read_image, shrink
-
-log = logging.getLogger("fewstep.image")
+from fewstep.core.data.damage import BadFiles
+from fewstep.core.data.reading import UNREADABLE, image_files, read_image, shrink
+from fewstep.core.errors import TrainingError
 
 CACHE_BYTES = 512 * 2**20
 
@@ -56,14 +54,14 @@ class Folder:
     """
 
     def __init__(self, root: Path, channels: int, side: int, max_bad_share: float) -> None:
-        self.root, self.channels, self.side, self.max_bad_share = root, channels, side, max_bad_share
-        self.files = _image_files(root)
+        self.root, self.channels, self.side = root, channels, side
+        self.files = image_files(root)
         owners = [file.relative_to(root).parts[0] for file in self.files if file.parent != root]
         labelled = len(owners) == len(self.files)
         self.classes = tuple(sorted(set(owners))) if labelled else ()
         number = {name: index for index, name in enumerate(self.classes)}
         self.labels = [number[owner] for owner in owners] if labelled else [0] * len(self.files)
-        self.bad: set[int] = set()
+        self.bad = BadFiles(str(root), len(self.files), max_bad_share, "domain.data.max_bad_share")
         self._cache: dict[int, Tensor] = {}
         self._cached_bytes = 0
 
@@ -81,32 +79,20 @@ class Folder:
         raise TrainingError(f"{self.root}: none of its {len(self.files)} image files can be read")
 
     def _read(self, index: int) -> Tensor | None:
-        if index in self.bad:
+        if index in self.bad.indices:
             return None
         if index in self._cache:
             return self._cache[index]
         try:
             picture = shrink(read_image(self.files[index], self.channels), self.side)
         except UNREADABLE as error:
-            self._count_bad(index, error)
+            self.bad.add(index, str(self.files[index]), error)
             return None
         size = picture.numel() * picture.element_size()
         if self._cached_bytes + size <= CACHE_BYTES:
             self._cache[index] = picture
             self._cached_bytes += size
         return picture
-
-    def _count_bad(self, index: int, error: Exception) -> None:
-        self.bad.add(index)
-        # Pillow repeats the path, which the message already starts with
-        reason = (str(error) or type(error).__name__).splitlines()[0].replace(str(self.files[index]), "it")
-        log.warning("%s: skipped, cannot be read (%s)", self.files[index], reason)
-        share = len(self.bad) / len(self.files)
-        if share > self.max_bad_share:
-            raise TrainingError(
-                f"{self.root}: {len(self.bad)} of {len(self.files)} images cannot be read, more than "
-                f"domain.data.max_bad_share={self.max_bad_share:g}; the last one was {self.files[index]} ({reason})"
-            )
 
 
 class Part:
@@ -122,17 +108,6 @@ class Part:
     def get(self, index: int) -> tuple[Float[Tensor, "c h w"], int]:
         """Return a picture and its class."""
         return self.whole.get(self.indices[index])
-
-
-def _image_files(root: Path) -> list[Path]:
-    check(root.exists(), f"no folder {root}: give domain.data.path a folder of images")
-    check(root.is_dir(), f"{root} is a file: give domain.data.path a folder of images")
-    try:
-        files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    except PermissionError as error:
-        raise UserError(f"{root}: {error.strerror}, change its permissions or give another folder") from error
-    check(bool(files), f"{root} holds no images; read are {', '.join(sorted(SUFFIXES))}")
-    return files
 
 
 def digits() -> InMemory:
@@ -165,7 +140,7 @@ def photos(channels: int, side: int) -> InMemory:
     """Return scikit-image's bundled photos, the shorter side of ``side`` pixels; every photo is a class."""
     import skimage.data
 
-    from fewstep.core.image.reading import fit_channels
+    from fewstep.core.data.reading import fit_channels
 
     images = []
     for name in PHOTOS:

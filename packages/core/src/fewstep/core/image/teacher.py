@@ -9,6 +9,7 @@ from typing import Any
 from fewstep.core.denoiser import EDMScaling, NetworkDenoiser, Plain, Scaling
 from fewstep.core.errors import UserError, check, nearest
 from fewstep.core.image.settings import ImageConfig, NetworkConfig, ProcessConfig
+from fewstep.core.models.files import INDEX
 from fewstep.core.models.student import SCHEDULER_FILE
 from fewstep.core.networks.unet2d import UNet2DBackbone
 from fewstep.core.prediction import Kind
@@ -18,8 +19,14 @@ SHIPPED = Path(__file__).parent / "weights"
 
 
 def shipped_teachers() -> list[str]:
-    """Return the names of the teachers that come with the package."""
-    return sorted(path.parent.parent.name for path in SHIPPED.glob(f"*/scheduler/{SCHEDULER_FILE}"))
+    """Return the names of the U-Nets that come with the package."""
+    found = sorted(path.parent.parent.name for path in SHIPPED.glob(f"*/scheduler/{SCHEDULER_FILE}"))
+    return [name for name in found if name not in shipped_pipelines()]
+
+
+def shipped_pipelines() -> list[str]:
+    """Return the names of the text-to-image pipelines that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{INDEX}"))
 
 
 def teacher_folder(name: str) -> Path:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fewstep.core.denoiser import Cond
 from fewstep.core.errors import check
+from fewstep.core.models.files import PipelineFolder
 from fewstep.core.prediction import Kind
 from fewstep.core.process import Process, RectifiedFlow, process_from_scheduler
 
@@ -48,6 +49,7 @@ class Family(ABC):
     ``lora_targets``: names or suffixes of layers. ``time_embedder`` and ``time_proj``: the ``TimestepEmbedding`` and
     the sinusoids in front of it. ``sends_sigmas``: the pipeline hands the scheduler an even grid of its own, instead of
     asking for a number of steps. ``guidance_distilled``: no unconditional prediction; the scale is an input.
+    ``stream``: which of a block's outputs is the picture's, where the prompt has one of its own.
     """
 
     name: ClassVar[str]
@@ -61,14 +63,16 @@ class Family(ABC):
     time_embedder: ClassVar[str]
     time_proj: ClassVar[str]
     block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
+    stream: ClassVar[int] = 0
     sends_sigmas: ClassVar[bool] = False
     guidance_distilled: ClassVar[bool] = False
 
     @abstractmethod
-    def encode(self, pipe: Any, prompts: Sequence[str], negative: str | None) -> Encoded:
+    def encode(self, pipe: Any, prompts: Sequence[str], negative: str | None, size: Size) -> Encoded:
         """Return conditions of prompts; ``pipe`` is the pipeline with its text components only.
 
-        ``negative``: the unconditional prompt, None for the pipeline's own.
+        ``negative``: the unconditional prompt, None for the pipeline's own. ``size``: of the pictures, which some
+        networks are told.
         """
 
     @abstractmethod
@@ -113,7 +117,8 @@ class Family(ABC):
         """Return the process and the prediction kind, from the pipeline's own scheduler config."""
         process, kind = process_from_scheduler(scheduler)
         if isinstance(process, RectifiedFlow) and scheduler.get("use_dynamic_shifting"):
-            process = RectifiedFlow(shift=math.exp(resolution_shift(scheduler, self.tokens(network, shape))))
+            mu = resolution_shift(scheduler, self.tokens(network, shape))
+            process = RectifiedFlow(shift=mu if scheduler.get("time_shift_type") == "linear" else math.exp(mu))
         return process, Kind(kind)
 
     def tokens(self, network: Config, shape: Sequence[int]) -> int:
@@ -159,12 +164,16 @@ class Family(ABC):
 
     def taps(self, network: nn.Module, where: str) -> tuple[str, ...]:
         """Return the paths of modules whose outputs are features: the ``bottleneck``, or all ``blocks``."""
-        blocks = self.blocks(network)
+        blocks = tuple(f"{path}:{self.stream}" if self.stream else path for path in self.blocks(network))
         return blocks if where == "blocks" else (blocks[len(blocks) // 2],)
 
     def takes_guidance(self, network: Any) -> bool:
         """Return whether the network has an input for the guidance scale (``cond["guidance"]``)."""
         return False
+
+    def check_folder(self, folder: PipelineFolder) -> None:
+        """Raise UserError for a pipeline that is more than this family's adapter reads."""
+        return
 
     def pipeline_options(self) -> dict[str, Any]:
         """Return what the pipeline's class wants besides components."""

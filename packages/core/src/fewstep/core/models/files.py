@@ -21,7 +21,8 @@ from fewstep.core.errors import UserError, check
 INDEX = "model_index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack")
 LIBRARIES = ("diffusers", "transformers")
-DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md")
+VARIANTS = ("*.fp16*", "*.bf16*", "*.non_ema*", "*.fp8*")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class PipelineFolder:
         Raises UserError for what is no pipeline, and for one with pickled weights or code of its own.
         """
         given = Path(name).expanduser()
-        path = given if given.exists() else download(name, revision)
+        path = given if given.exists() else download(name, revision, variant)
         return cls.open(path, name, variant)
 
     @classmethod
@@ -120,15 +121,24 @@ class PipelineFolder:
         return sum(file.stat().st_size for file in (self.path / part).glob("*.safetensors"))
 
 
-def download(name: str, revision: str = "") -> Path:
-    """Return the local copy of a hub repository's safetensors, configs and tokenizers; UserError when it fails."""
+def download(name: str, revision: str = "", variant: str = "") -> Path:
+    """Return the local copy of a hub repository's safetensors, configs and tokenizers; UserError when it fails.
+
+    Weights of other variants are left out where none is asked for.
+    """
     parts = name.split("/")
     looks_local = len(parts) != 2 or not all(parts) or name.startswith((".", "~", "/"))
     check(not looks_local, f"teacher '{name}': no such folder, and not a hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(DOWNLOADED)))
+        found = snapshot_download(
+            name,
+            revision=revision or None,
+            allow_patterns=list(DOWNLOADED),
+            ignore_patterns=[] if variant else list(VARIANTS),
+        )
+        return Path(found)
     except Exception as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"teacher '{name}': no such folder, and the hub does not give it ({line})") from error

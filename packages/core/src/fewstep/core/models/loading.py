@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,6 @@ from fewstep.core.models.backbone import PipelineBackbone
 from fewstep.core.models.family import Encoded, Family, Size
 from fewstep.core.models.files import INDEX, PipelineFolder, quiet, read_json
 from fewstep.core.models.table import family_of, find_family
-from fewstep.core.models.tiny import clip_text
 from fewstep.core.prediction import Kind
 from fewstep.core.process import Process
 
@@ -57,8 +57,9 @@ def tiny_folder(name: str) -> Path:
     """Return the folder of a family's tiny random pipeline, made on first use (``FEWSTEP_CACHE``, ~/.cache/fewstep)."""
     family = find_family(name)
     cache = Path(os.environ.get("FEWSTEP_CACHE") or Path.home() / ".cache" / "fewstep")
-    makers = (inspect.getsourcefile(type(family)), inspect.getsourcefile(clip_text))
-    made_by = hashlib.sha256(b"".join(Path(str(file)).read_bytes() for file in makers)).hexdigest()[:12]
+    parts = sorted(Path(__file__).parent.glob("tiny*.py"))
+    makers = (Path(str(inspect.getsourcefile(type(family)))), *parts)
+    made_by = hashlib.sha256(b"".join(file.read_bytes() for file in makers)).hexdigest()[:12]
     folder = cache / "tiny" / f"{name}-{made_by}-{version('diffusers')}"
     if (folder / INDEX).is_file():
         return folder
@@ -138,28 +139,24 @@ class Teacher:
 
         ``null`` has one row. ``done`` is told how many prompts are ready.
         """
-        check(bool(prompts), "no prompts to encode")
+        return self.text_encoder(device, dtype)(prompts, done)
+
+    def text_encoder(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> TextEncoder:
+        """Return what encodes prompts; it holds the loaded text encoders."""
         pipe = self.text_pipeline(dtype)
-        encoders = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-        for part in encoders:
-            part.to(device)
-        parts: list[Cond] = []
-        null: Cond | None = None
-        with torch.no_grad():
-            for start in range(0, len(prompts), ENCODE_BATCH):
-                some = prompts[start : start + ENCODE_BATCH]
-                found = self.family.encode(pipe, some, self.negative)
-                parts.append(_checked_rows(found.cond, len(some)))
-                if null is None and found.null is not None:
-                    null = {name: value[:1].cpu() for name, value in found.null.items()}
-                done(start + len(some))
-        return Encoded({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, null)
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.to(device)
+        return TextEncoder(self.family, pipe, self.negative, self.size)
 
     def text_pipeline(self, dtype: torch.dtype = torch.float32) -> Any:
         """Return the pipeline with its text components only, for its ``encode_prompt``."""
-        return self.pipeline(
-            {part: self.folder.load(part, dtype) for part in self.family.text if self.folder.has(part)}
-        )
+        network = self.family.network
+        parts = {part: self.folder.load(part, dtype) for part in self.family.text if self.folder.has(part)}
+        pipe = self.pipeline(parts)
+        # some ask the network for its widths and dtype: its configuration answers, without its weights
+        setattr(pipe, network, SimpleNamespace(config=SimpleNamespace(**self.folder.config(network)), dtype=dtype))
+        return pipe
 
     def pipeline(self, parts: dict[str, Any]) -> Any:
         """Return a pipeline of this teacher's class from some of its components, None for the others."""
@@ -172,6 +169,31 @@ class Teacher:
     def vae(self, dtype: torch.dtype = torch.float32) -> Codec:
         """Return the autoencoder."""
         return Codec(self.family, self.folder.load("vae", dtype).requires_grad_(False))
+
+
+@dataclass
+class TextEncoder:
+    """Loaded text encoders: prompts to conditions on the CPU, :data:`ENCODE_BATCH` at a time."""
+
+    family: Family
+    pipe: Any
+    negative: str | None
+    size: Size
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str], done: Callable[[int], None] = lambda count: None) -> Encoded:
+        """Return the conditions of prompts; ``null`` has one row. ``done`` is told how many prompts are ready."""
+        check(bool(prompts), "no prompts to encode")
+        parts: list[Cond] = []
+        null: Cond | None = None
+        for start in range(0, len(prompts), ENCODE_BATCH):
+            some = prompts[start : start + ENCODE_BATCH]
+            found = self.family.encode(self.pipe, some, self.negative, self.size)
+            parts.append(_checked_rows(found.cond, len(some)))
+            if null is None and found.null is not None:
+                null = {name: value[:1].cpu() for name, value in found.null.items()}
+            done(start + len(some))
+        return Encoded({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, null)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.core.denoiser import Cond
-from fewstep.core.models.family import Config, Encoded, Family
+from fewstep.core.models.family import Config, Encoded, Family, Size
 from fewstep.core.models.tiny import clip_text, clip_tokenizer, save_pipeline, seeded, tiny_vae
 from fewstep.core.networks.backbone import entry
 
@@ -75,7 +75,7 @@ class StableDiffusion(UNetFamily):
     summary: ClassVar[str] = "Stable Diffusion 1.x and 2.x"
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 
-    def encode(self, pipe: Any, prompts: Sequence[str], negative: str | None) -> Encoded:
+    def encode(self, pipe: Any, prompts: Sequence[str], negative: str | None, size: Size) -> Encoded:
         """Return ``prompt_embeds``, and those of the empty or the given negative prompt."""
         negatives = None if negative is None else [negative] * len(prompts)
         cond, null = pipe.encode_prompt(list(prompts), pipe.text_encoder.device, 1, True, negatives)

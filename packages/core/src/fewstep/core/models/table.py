@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from fewstep.core.errors import UserError, nearest
+from fewstep.core.models.cogvideox import CogVideoX
 from fewstep.core.models.family import Family
 from fewstep.core.models.files import PipelineFolder
+from fewstep.core.models.flux import Flux
+from fewstep.core.models.hunyuan_video import HunyuanVideo
+from fewstep.core.models.ltx import LTX
+from fewstep.core.models.pixart import PixArt
+from fewstep.core.models.sana import Sana, SanaSprint
 from fewstep.core.models.sd import StableDiffusion
+from fewstep.core.models.sd3 import StableDiffusion3
+from fewstep.core.models.sdxl import StableDiffusionXL
+from fewstep.core.models.wan import Wan
 
-FAMILIES: tuple[Family, ...] = (StableDiffusion(),)
+FAMILIES: tuple[Family, ...] = (
+    StableDiffusion(),
+    StableDiffusionXL(),
+    StableDiffusion3(),
+    Flux(),
+    PixArt(),
+    Sana(),
+    SanaSprint(),
+    Wan(),
+    CogVideoX(),
+    HunyuanVideo(),
+    LTX(),
+)
 
 
 def find_family(name: str) -> Family:
@@ -24,6 +45,7 @@ def family_of(folder: PipelineFolder) -> Family:
         if folder.pipeline in family.pipelines:
             _, network = folder.parts.get(family.network, ("", "none"))
             if network in family.network_classes:
+                family.check_folder(folder)
                 return family
             raise UserError(
                 f"{folder.path}: its {family.network} is a {network}; the adapter for {folder.pipeline} reads "

@@ -19,7 +19,10 @@ from fewstep.core.models.files import quiet
 from fewstep.core.rng import Rng
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-:()"
-LENGTH = 16  # tokens of a tiny CLIP prompt
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what sentencepiece makes of it
+SPELLING = ("<pad>", "</s>", "<unk>", SPACE, *CHARACTERS)
+GEMMA_SPELLING = ("<pad>", "<eos>", "<bos>", "<unk>", SPACE, *CHARACTERS)
+LENGTH = 24  # tokens of a tiny CLIP prompt; for others pipelines ask for a number of their own
 
 
 @contextmanager
@@ -37,8 +40,11 @@ def visible(network: nn.Module) -> nn.Module:
     return network
 
 
-def clip_text(width: int, *, projection: int = 0) -> Any:
-    """Return a CLIP text encoder of two layers; with ``projection``, one with a pooled output of that width."""
+def clip_text(width: int, *, projection: int = 0, length: int = LENGTH) -> Any:
+    """Return a CLIP text encoder of two layers; with ``projection``, one with a pooled output of that width.
+
+    ``length``: the tokens of a prompt.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -47,7 +53,7 @@ def clip_text(width: int, *, projection: int = 0) -> Any:
         intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=LENGTH,
+        max_position_embeddings=length,
         projection_dim=projection or width,
         bos_token_id=2 * len(CHARACTERS),
         eos_token_id=2 * len(CHARACTERS) + 1,
@@ -68,7 +74,82 @@ def clip_tokenizer() -> Any:
         return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=LENGTH)
 
 
-def tiny_vae(channels: int = 4) -> Any:
+def t5_text(width: int, *, multilingual: bool = False) -> Any:
+    """Return a T5 encoder of two layers; with ``multilingual``, a UMT5 encoder."""
+    from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+    kind, settings = (UMT5EncoderModel, UMT5Config) if multilingual else (T5EncoderModel, T5Config)
+    config = settings(
+        vocab_size=len(SPELLING),
+        d_model=width,
+        d_kv=width // 4,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return kind(config)
+
+
+def t5_tokenizer() -> Any:
+    """Return a T5 tokenizer that spells: every character is a token, and a space is one before every word."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import T5TokenizerFast
+
+    tokenizer = Tokenizer(models.Unigram([(token, -2.0) for token in SPELLING], unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return _saved(T5TokenizerFast, tokenizer, extra_ids=0)
+
+
+def gemma_text(width: int) -> Any:
+    """Return a Gemma 2 text encoder of one layer: the prompts it reads follow a page of instructions."""
+    from transformers import Gemma2Config, Gemma2Model
+
+    config = Gemma2Config(
+        vocab_size=len(GEMMA_SPELLING),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=width // 2,
+        query_pre_attn_scalar=width // 2,
+        max_position_embeddings=4096,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+    )
+    return Gemma2Model(config)
+
+
+def gemma_tokenizer() -> Any:
+    """Return a Gemma tokenizer that spells: every character is a token, a space included."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+    from transformers import GemmaTokenizerFast
+
+    vocabulary = {token: index for index, token in enumerate(GEMMA_SPELLING)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.decoder = decoders.Replace(SPACE, " ")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return _saved(GemmaTokenizerFast, tokenizer)
+
+
+def _saved(kind: Any, tokenizer: Any, **options: Any) -> Any:
+    """Return a tokenizer of transformers around one of the tokenizers library."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tokenizer.json"
+        tokenizer.save(str(file))
+        options |= {"tokenizer_file": str(file), "model_max_length": 512, "local_files_only": True}
+        return kind.from_pretrained(folder, **options)
+
+
+def tiny_vae(channels: int = 4, shift: float | None = None) -> Any:
     """Return an autoencoder that halves both sides."""
     from diffusers import AutoencoderKL
 
@@ -82,6 +163,7 @@ def tiny_vae(channels: int = 4) -> Any:
         norm_num_groups=4,
         sample_size=16,
         scaling_factor=0.5,
+        shift_factor=shift,
     )
 
 

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from fewstep.core.denoiser import Backbone, Cond
 from fewstep.core.errors import UserError, check
 from fewstep.core.networks.backbone import ExtensibleBackbone
-from fewstep.core.networks.freezing import freeze, thaw, trainable_copy
+from fewstep.core.networks.freezing import freeze, thaw, trainable_copy, upcast
 from fewstep.core.rng import Rng
 from fewstep.core.tensors import compute_dtype
 
@@ -219,7 +219,7 @@ def merge(backbone: Backbone) -> Backbone:
     if not isinstance(backbone, AdapterView):
         return trainable_copy(backbone)
     name, paths = backbone.adapter_name, list(backbone.shared.layers)
-    merged = copy.deepcopy(backbone.inner)
+    merged = upcast(copy.deepcopy(backbone.inner))
     network = merged.network if isinstance(merged, ExtensibleBackbone) else merged
     for path in paths:
         layer = cast("LoraLayer", network.get_submodule(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
@@ -49,5 +50,16 @@ def thaw(module: M) -> M:
 
 
 def trainable_copy(module: M) -> M:
-    """Return a deep copy whose floating-point parameters all train, whatever the state of the original."""
-    return thaw(copy.deepcopy(module))
+    """Return a deep copy whose floating-point parameters all train, whatever the state of the original.
+
+    What is in half precision becomes float32: small updates would be lost in it.
+    """
+    return thaw(upcast(copy.deepcopy(module)))
+
+
+def upcast(module: M) -> M:
+    """Return ``module`` with everything it keeps in half precision in float32."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            tensor.data = tensor.data.float()
+    return module

@@ -9,12 +9,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.core.denoiser import Backbone, Cond, Denoiser, NetworkDenoiser
-from fewstep.core.errors import UserError, nearest
+from fewstep.core.errors import UserError, check, nearest
 from fewstep.core.networks.adapters import AdapterView
 
 
 class _AllCaught(Exception):
     """Ends a forward whose remaining part nobody needs."""
+
+
+def _parse(name: str) -> tuple[str, int]:
+    path, colon, index = name.partition(":")
+    check(not colon or index.isdigit(), f"tap '{name}': after the colon comes the number of an output")
+    return path, int(index or 0)
+
+
+def _tensor_of(output: object, index: int) -> Tensor | None:
+    if index:
+        return _first_tensor(output[index]) if isinstance(output, tuple | list) and index < len(output) else None
+    return _first_tensor(output)
 
 
 def _first_tensor(output: object) -> Tensor | None:
@@ -30,15 +42,15 @@ def _first_tensor(output: object) -> Tensor | None:
 def tapped(root: nn.Module, names: Sequence[str], stop: bool = False) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of modules of ``root``, by name, of the last forward inside; no hook outlives the block.
 
-    A module that returns several tensors gives its first. ``stop``: the forward ends once all are there; what is inside
-    the block is then left at that point. Raises UserError for a name ``root`` does not have, or a module that did not
-    run.
+    A module that returns several tensors gives its first; named ``path:1``, its second. ``stop``: the forward ends once
+    all are there; what is inside the block is then left at that point. Raises UserError for a name ``root`` does not
+    have, or a module that did not run.
     """
     caught: dict[str, Tensor] = {}
 
     def catch(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, args: object, output: object) -> None:
-            value = _first_tensor(output)
+            value = _tensor_of(output, _parse(name)[1])
             if value is None:
                 raise UserError(f"the output of module '{name}' holds no tensor: tap another one")
             caught[name] = value
@@ -51,9 +63,10 @@ def tapped(root: nn.Module, names: Sequence[str], stop: bool = False) -> Iterato
     handles = []
     try:
         for name in names:
-            if name not in modules:
-                raise UserError(f"no module '{name}' to tap in {type(root).__name__}: {nearest(name, modules)}")
-            handles.append(modules[name].register_forward_hook(catch(name)))
+            path, _ = _parse(name)
+            if path not in modules:
+                raise UserError(f"no module '{path}' to tap in {type(root).__name__}: {nearest(path, modules)}")
+            handles.append(modules[path].register_forward_hook(catch(name)))
         with suppress(_AllCaught):
             yield caught
         missing = [name for name in names if name not in caught]

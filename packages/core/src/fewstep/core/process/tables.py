@@ -87,12 +87,13 @@ class VP(_Table):
     def from_scheduler(cls, config: Mapping[str, Any]) -> VP:
         """Return the process of a diffusers scheduler config with betas (DDPM, DDIM, DPM-Solver, Euler, LCM ...).
 
-        Raises UserError when the config describes no such schedule.
+        CogVideoX's move the signal-to-noise ratio, too. Raises UserError when the config describes no such schedule.
         """
-        from diffusers import DDPMScheduler
+        from diffusers import CogVideoXDDIMScheduler, DDPMScheduler
 
+        shifted = str(config.get("_class_name", "")).startswith("CogVideoX") or "snr_shift_scale" in config
         try:
-            scheduler = DDPMScheduler.from_config(dict(config))
+            scheduler = (CogVideoXDDIMScheduler if shifted else DDPMScheduler).from_config(dict(config))
         except (NotImplementedError, TypeError, ValueError) as error:
             raise UserError(f"scheduler config: no DDPM-style betas in it ({error})") from error
         return cls(scheduler.alphas_cumprod)

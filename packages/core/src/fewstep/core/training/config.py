@@ -33,7 +33,7 @@ def load_config(source: str | Path | None, overrides: Sequence[str] = (), *, dom
     wrong, naming the key.
     """
     path = None if source is None else _locate(source, domain)
-    raw = {} if path is None else read_yaml(path)
+    raw = {} if path is None else read_settings(path)
     where = "config" if path is None else path.name
     for key, value in split_overrides(overrides):
         _put(raw, key, value)
@@ -91,6 +91,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold settings as 'key: value' lines, holds {_show(value)}")
     return value
+
+
+def read_settings(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the settings of a YAML file over those of the file it ``extends`` (relative to it); UserError as above."""
+    own = read_yaml(path)
+    if "extends" not in own:
+        return own
+    name = own.pop("extends")
+    if not isinstance(name, str) or not name.endswith((".yaml", ".yml")):
+        raise UserError(f"{path}: extends must name a YAML file, got {_show(name)}")
+    parent = (path.parent / name).resolve()
+    if parent in (*seen, path.resolve()):
+        raise UserError(f"{path}: extends {name}, which extends it in turn: remove one of the two")
+    return _over(read_settings(parent, (*seen, path.resolve())), own)
+
+
+def _over(below: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``own`` over ``below``: groups are joined, everything else is replaced."""
+    out = dict(below)
+    for key, value in own.items():
+        inner = out.get(key)
+        out[key] = _over(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return out
 
 
 def split_overrides(overrides: Sequence[str]) -> list[tuple[str, str]]:

@@ -61,7 +61,7 @@ def guidance_of(config: RunConfig) -> float:
 def assemble(config: RunConfig, world: World) -> Opened:
     """Return the problem and the recipe a config describes, untrained.
 
-    Raises UserError for what the domain cannot give, guidance of a teacher that has no unconditional prediction included.
+    Raises UserError for what the domain cannot give, guidance of a teacher without unconditional prediction included.
     """
     recipe_type = find_recipe(config.recipe_name)
     domain = find_domain(config.domain_name)
@@ -160,9 +160,7 @@ def draw_teacher(
 
 
 @torch.no_grad()
-def _timed(
-    opened: Opened, n: int, seed: int, draw: Draw, counted: Counting | None, given: Cond | None = None
-) -> Drawn:
+def _timed(opened: Opened, n: int, seed: int, draw: Draw, counted: Counting | None, given: Cond | None = None) -> Drawn:
     """Draw in chunks; the numbers of a sample depend on its index and the seed only."""
     device = opened.world.device
     wanted = opened.problem.conditions(n, seed) if given is None else given

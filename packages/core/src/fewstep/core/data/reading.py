@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from fewstep.core.errors import UserError, check
+
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"})
 MAX_PIXELS = 100_000_000
 
@@ -20,18 +23,30 @@ MAX_PIXELS = 100_000_000
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
-def read_image(path: Path, channels: int) -> Float[Tensor, "c h w"]:
+def read_image(source: Path | io.BytesIO, channels: int) -> Float[Tensor, "c h w"]:
     """Return a picture in [0, 1] with 1 or 3 channels, upright.
 
     Alpha is composited on white, 16 bits keep their precision, CMYK and palettes become RGB, the first frame of an
     animation is taken. Raises ValueError or OSError (:data:`UNREADABLE`) for damaged, unknown or oversized files.
     """
-    with Image.open(path) as opened:
+    with Image.open(source) as opened:
         if opened.width * opened.height > MAX_PIXELS:
             raise ValueError(f"{opened.width}x{opened.height} pixels are more than {MAX_PIXELS}")
         opened.load()
         picture = ImageOps.exif_transpose(opened)
     return fit_channels(_values(picture), channels)
+
+
+def image_files(root: Path) -> list[Path]:
+    """Return the image files anywhere under a folder, sorted; UserError when it is missing, unreadable or empty."""
+    check(root.exists(), f"no folder {root}: give the path of a folder of images")
+    check(root.is_dir(), f"{root} is a file: give the path of a folder of images")
+    try:
+        files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    except PermissionError as error:
+        raise UserError(f"{root}: {error.strerror}, change its permissions or give another folder") from error
+    check(bool(files), f"{root} holds no images; read are {', '.join(sorted(SUFFIXES))}")
+    return files
 
 
 def _values(picture: Any) -> Tensor:
