@@ -25,6 +25,8 @@ PARTS = {
     "f-distill": ("recipe.fake_updates=2",),
     "progressive": ("recipe.start_steps=4", "recipe.round_steps=1"),  # rounds end after steps 1 and 3
 }  # fmt: skip
+LORA = ("domain.dtype=float64", "domain.roles.mode=lora")
+ZERO = ("train.micro_batch=2", "train.grad_clip=0.5")  # accumulation and clipping, both inside the engine
 SMALL = ("train.steps=6", "train.batch=8", "optim.lr=1e-2", "train.log_every=2", "train.eval_samples=12")
 
 

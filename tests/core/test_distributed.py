@@ -7,13 +7,15 @@ import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
-from core.runs import child_environment, config_of, go, newest
+from core.runs import LORA, child_environment, config_of, go, newest
 
+from fewstep.core.errors import UserError
 from fewstep.core.training.trackers import read_metrics
+from fewstep.core.training.world import World
 
 DOUBLE = "domain.dtype=float64"
 RECIPES = ("dmd2", "f-distill", "consistency", "toy")
@@ -23,6 +25,7 @@ RECIPES = ("dmd2", "f-distill", "consistency", "toy")
 def two(tmp_path_factory):
     """Everything two processes have to do, in one launch."""
     root = tmp_path_factory.mktemp("two")
+    go(config_of(*LORA, "train.steps=4"), root / "grows")
     environment = {**child_environment(), "ACCELERATE_USE_CPU": "true"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = [Path(__file__).with_name("two_processes.py"), root, ",".join(RECIPES)]
@@ -53,6 +56,22 @@ def test_processes_and_accumulation_change_nothing(tmp_path, two, name):
         for ours, theirs in zip(read_metrics(tmp_path / "one"), read_metrics(folder), strict=True):
             for key in (key for key in ours if not key.startswith("time/")):
                 assert theirs[key] == pytest.approx(ours[key], rel=1e-10, abs=1e-10), key
+
+
+def test_lora_roles_over_a_base_in_shards(tmp_path, two):
+    for name in ("toy", "dmd2"):
+        go(config_of(*LORA, recipe=name), tmp_path / name)
+        assert_same(newest(tmp_path / name), newest(two / f"lora-{name}"))
+    go(config_of(*LORA), two / "shrinks", resume=True)
+    for folder in ("shrinks", "grows"):  # two processes and then one, one process and then two
+        assert_same(newest(tmp_path / "toy"), newest(two / folder))
+
+
+def test_weights_kept_after_the_forward_are_not_stale(tmp_path, two):
+    go(config_of(DOUBLE), tmp_path / "full")
+    go(config_of(*LORA), tmp_path / "toy")
+    for name in ("full", "toy"):
+        assert_same(newest(tmp_path / name), newest(two / f"kept-{name}"))
 
 
 def test_two_processes_took_part(two):
@@ -89,17 +108,64 @@ def test_mistakes_are_said_by_all_processes(two):
         assert "there is a run in it" in each["taken"]
 
 
-def shipped() -> dict[str, dict]:
+def shipped() -> list[str]:
     folder = files("fewstep.core") / "launch"
-    return {path.name: yaml.safe_load(path.read_text()) for path in folder.iterdir() if path.name.endswith(".yaml")}
+    return sorted(path.name for path in folder.iterdir() if path.name.endswith(".yaml"))
 
 
-def test_shipped_launch_configs_are_what_accelerate_reads():
+def test_shipped_launch_configs_are_known():
+    assert shipped() == ["cpu.yaml", "ddp.yaml", "fsdp2.yaml", "multi-node.yaml", "zero2.yaml"]
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_launch_configs_are_what_accelerate_reads(name):
+    """Accelerate's own loader, its own launcher's reading of it, and the environment it gives the processes."""
     from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_args, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-    assert set(shipped()) == {"cpu.yaml", "ddp.yaml", "fsdp2.yaml", "multi-node.yaml"}
-    for name in shipped():
-        config = load_config_from_file(str(files("fewstep.core") / "launch" / name))
-        assert config.num_processes >= 2, name
-        assert config.mixed_precision == "no", name  # the run's own setting decides
-    assert shipped()["fsdp2.yaml"]["fsdp_config"]["fsdp_version"] == 2
+    path = str(files("fewstep.core") / "launch" / name)
+    config = load_config_from_file(path)
+    assert config.num_processes >= 2
+    assert config.mixed_precision == "no"  # the run's own setting decides
+    args, *_ = _validate_launch_args(launch_command_parser().parse_args(["--config_file", path, "train.py"]))
+    assert args.num_processes == config.num_processes
+    assert args.num_machines == (2 if name == "multi-node.yaml" else 1)
+    if name == "fsdp2.yaml":
+        environment = prepare_multi_gpu_env(args)
+        assert (environment["ACCELERATE_USE_FSDP"], environment["FSDP_VERSION"]) == ("true", "2")
+        assert environment["FSDP_RESHARD_AFTER_FORWARD"] == "true"
+    elif name == "zero2.yaml":
+        _, environment = prepare_deepspeed_cmd_env(args)
+        assert (environment["ACCELERATE_USE_DEEPSPEED"], environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"]) == ("true", "2")
+    else:
+        environment = prepare_multi_gpu_env(args)
+        assert not {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & environment.keys()
+
+
+@pytest.mark.parametrize(("kind", "stage", "found"), [("FSDP", 0, (True, 0)), ("DEEPSPEED", 2, (False, 2)),
+                                                      ("DEEPSPEED", 1, (False, 1)), ("MULTI_GPU", 0, (False, 0))])  # fmt: skip
+def test_the_world_reads_what_accelerate_says(monkeypatch, kind, stage, found):
+    set_up(monkeypatch, kind, stage)
+    world = World()
+    assert (world.shards, world.zero_stage) == found
+    assert (world.rank, world.size, world.main) == (1, 2, False)
+
+
+def test_zero_stage_three_is_refused(monkeypatch):
+    set_up(monkeypatch, "DEEPSPEED", 3)
+    with pytest.raises(UserError, match="fsdp2.yaml"):
+        World()
+
+
+def set_up(monkeypatch, kind: str, stage: int) -> None:
+    """Stand in for an accelerator and a process group as a launch makes them."""
+    plugins = SimpleNamespace(
+        fsdp_plugin=SimpleNamespace(fsdp_version=2, reshard_after_forward=True),
+        deepspeed_plugin=SimpleNamespace(zero_stage=stage),
+    )
+    stand_in = SimpleNamespace(device=torch.device("cpu"), distributed_type=kind, state=plugins)
+    monkeypatch.setattr("accelerate.Accelerator", lambda **options: stand_in)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)

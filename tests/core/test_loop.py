@@ -312,10 +312,10 @@ def test_a_new_round_forgets_optimizers_and_averages():
     runner = trainer.runners["critic"]
     with Feed(problem.data, config, world) as feed:
         trainer.step(feed.get(0), feed)
-        assert runner.optimizer.param_groups[0]["lr"] == pytest.approx(0.5 / 4)
+        assert runner.stepper.optimizer.param_groups[0]["lr"] == pytest.approx(0.5 / 4)
         trainer.step(feed.get(1), feed)
-        assert runner.optimizer.param_groups[0]["lr"] == pytest.approx(0.25 * 2 / 4)
-        assert (runner.updates, len(runner.optimizer.state)) == (0, 0)
+        assert runner.stepper.optimizer.param_groups[0]["lr"] == pytest.approx(0.25 * 2 / 4)
+        assert (runner.updates, len(runner.stepper.optimizer.state)) == (0, 0)
         averages = zip(trainer.averaged("student"), weights(problem, "student").values(), strict=True)
         assert all(torch.equal(average, live) for average, live in averages)
         trainer.step(feed.get(2), feed)
@@ -336,7 +336,7 @@ def test_learning_rates():
 def test_optimizers_per_phase_are_those_of_the_config():
     config = config_of("optim.phases.critic.name=sgd", "optim.phases.critic.momentum=0.9", "optim.betas=[0,0.5]")
     trainer = Trainer(config, *build(config), World())
-    critic, student = (trainer.runners[name].optimizer for name in ("critic", "student"))
+    critic, student = (trainer.runners[name].stepper.optimizer for name in ("critic", "student"))
     assert isinstance(critic, torch.optim.SGD)
     assert critic.param_groups[0]["momentum"] == 0.9
     assert isinstance(student, torch.optim.AdamW)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from core.runs import build, config_of, go
+from core.runs import LORA, build, config_of, go
 from core.toys import ToyRecipe
 
 from fewstep.core.errors import TrainingError, UserError
@@ -43,13 +43,23 @@ class Uneven(ToyRecipe):
         return terms
 
 
-def in_shards(config: RunConfig, folder: Path, resume: bool = False) -> int:
+def in_shards(config: RunConfig, folder: Path, resume: bool = False, reshard: bool = True) -> int:
     """Train with networks divided over the processes; returns the number of the student's parameters held here."""
     world = World()
-    world.shards = True
+    world.shards, world.reshard = True, reshard
     problem, recipe = build(config)
     train(config, problem, recipe, folder, world=world, resume=resume)
     return sum(p.to_local().numel() for p in problem.actors.module("student").parameters())
+
+
+def adapted(root: Path) -> None:
+    """LoRA roles over one base in shards; runs that one process began, and that one process will end."""
+    in_shards(config_of(*LORA, recipe="dmd2"), root / "lora-dmd2")
+    in_shards(config_of(*LORA), root / "lora-toy")
+    in_shards(config_of(*LORA), root / "kept-toy", reshard=False)
+    in_shards(config_of("domain.dtype=float64"), root / "kept-full", reshard=False)
+    in_shards(config_of(*LORA, "train.steps=4"), root / "shrinks")
+    in_shards(config_of(*LORA), root / "grows", resume=True)
 
 
 def main(root: Path, recipes: list[str]) -> None:
@@ -60,6 +70,7 @@ def main(root: Path, recipes: list[str]) -> None:
         in_shards(config_of("domain.dtype=float64", "train.steps=4", recipe=name), root / f"shards-{name}")
         config = config_of("domain.dtype=float64", recipe=name)
         said["parameters"] = in_shards(config, root / f"shards-{name}", resume=True)
+    adapted(root)
     config = config_of("domain.dtype=float64")
     for trouble in ("memory", "nan", "signal"):
         problem, _ = build(config)

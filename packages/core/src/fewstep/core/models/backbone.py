@@ -81,6 +81,10 @@ class PipelineBackbone(TimedBackbone):
         """Return the family's feature taps, relative to this module."""
         return tuple(f"model.{path}" for path in self.family.taps(self.model, where))
 
+    def blocks(self) -> tuple[str, ...]:
+        """Return the family's blocks."""
+        return self.family.blocks(self.model)
+
     def save(self, folder: Path) -> None:
         """Write the model as diffusers does."""
         model: Any = self.model

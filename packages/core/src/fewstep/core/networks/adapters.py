@@ -195,6 +195,10 @@ class AdapterView(ExtensibleBackbone):
             return super().taps(where)
         return self._inner.taps(where)
 
+    def blocks(self) -> tuple[str, ...]:
+        """Return the blocks of the shared network, which are those of its backbone."""
+        return self._inner.blocks() if isinstance(self._inner, ExtensibleBackbone) else super().blocks()
+
     def save(self, folder: Path) -> None:
         """Write the merged network, as the backbone itself is saved; UserError for a backbone that cannot be."""
         merged = merge(self)

@@ -45,9 +45,24 @@ class ExtensibleBackbone(Backbone):
         """Return module names whose outputs are features: ``bottleneck``, or ``blocks`` for all of them."""
         raise UserError(f"{type(self).__name__} names no feature taps: list module names")
 
+    def blocks(self) -> tuple[str, ...]:
+        """Return the paths of the blocks within :attr:`network`, in the order they run: the units of sharding."""
+        return listed_blocks(self.network)
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write weights and configuration into a folder as safetensors and JSON."""
+
+
+def listed_blocks(network: nn.Module) -> tuple[str, ...]:
+    """Return the paths of the entries of a network's outermost lists of layers, those without parameters left out."""
+    found: list[str] = []
+    outer: list[str] = []
+    for path, part in network.named_modules():
+        if isinstance(part, nn.ModuleList) and not any(path.startswith(f"{each}.") for each in outer):
+            outer.append(path)
+            found += [f"{path}.{i}" for i, block in enumerate(part) if next(block.parameters(), None) is not None]
+    return tuple(found)
 
 
 def entry(cond: Cond, name: str, who: str) -> Tensor:

@@ -28,7 +28,7 @@ from fewstep.core.training.opened import assemble
 from fewstep.core.training.phases import PhaseRunner
 from fewstep.core.training.settings import OptimConfig, RunConfig
 from fewstep.core.training.trainer import Trainer
-from fewstep.core.training.world import World, blocks
+from fewstep.core.training.world import World
 
 Build = Callable[[World], tuple[Problem, Recipe]]
 EIGHT_BIT = "adamw8bit"
@@ -304,8 +304,8 @@ def _rounded(size: int, granularity: int) -> int:
 def _largest_block(trainer: Trainer) -> int:
     """Return the bytes of the largest part that sharding gathers at once."""
     sizes = [0]
-    for network in networks_of(trainer.problem.actors, trainer.specs):
-        parts = list(blocks(network))
+    for network, blocks in networks_of(trainer.problem.actors, trainer.specs).items():
+        parts = [network.get_submodule(path) for path in blocks]
         inside = {id(p) for part in parts for p in part.parameters()}
         own = [p for p in network.parameters() if id(p) not in inside]
         sizes.append(sum(p.numel() * p.element_size() for p in own))

@@ -8,6 +8,7 @@ from torch import nn
 
 from fewstep.core.denoiser import NetworkDenoiser
 from fewstep.core.errors import UserError
+from fewstep.core.networks.backbone import ExtensibleBackbone, listed_blocks
 from fewstep.core.recipe import Actors, Phase, RoleSpec
 
 
@@ -19,15 +20,16 @@ def role_module(actors: Actors, name: str) -> nn.Module | None:
     return role if isinstance(role, nn.Module) else None
 
 
-def networks_of(actors: Actors, specs: Sequence[RoleSpec]) -> list[nn.Module]:
-    """Return the networks behind the roles, each once: views of one network share it."""
-    found: dict[int, nn.Module] = {}
+def networks_of(actors: Actors, specs: Sequence[RoleSpec]) -> dict[nn.Module, tuple[str, ...]]:
+    """Return the networks behind the roles with the paths of their blocks, each once: views of one network share it."""
+    found: dict[nn.Module, tuple[str, ...]] = {}
     for spec in specs:
         module = role_module(actors, spec.name)
-        network = getattr(module, "network", module)
-        if isinstance(network, nn.Module):
-            found[id(network)] = network
-    return list(found.values())
+        if isinstance(module, ExtensibleBackbone):
+            found[module.network] = module.blocks()
+        elif module is not None:
+            found[module] = listed_blocks(module)
+    return found
 
 
 class Cast:

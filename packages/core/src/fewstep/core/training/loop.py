@@ -206,6 +206,7 @@ class _Run:
         average = self.trainer.emas.get("student")
         with torch.no_grad(), average.swap() if average is not None else nullcontext():
             yield
+        self.world.settle()
 
     def _save(self, step: int) -> None:
         folder = self.run_dir / CHECKPOINTS

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 from fewstep.core.errors import UserError
 from fewstep.core.training.settings import OptimConfig
-from fewstep.core.training.world import full, is_sharded
+from fewstep.core.training.world import is_sharded
+
+# bitsandbytes: the values a byte stands for, and the largest magnitude of every block of numbers
+CODES, SCALES = ("qmap1", "qmap2"), ("absmax1", "absmax2")
+BLOCKS = (256, 2048)  # numbers per block, in its versions so far
 
 
 def make_optimizer(config: OptimConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -51,33 +55,45 @@ def learning_rate(config: OptimConfig, update: int, step: int, steps: int) -> fl
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's tensors by ``<parameter>.<name>``; whole ones, so all processes must ask together."""
-    found = {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if isinstance(value, Tensor):
-                found[f"{index}.{name}"] = full(value)
+    """Return the optimizer's state by ``<parameter>.<name>``, in shards where the parameters are; counts as int64."""
+    found: dict[str, Tensor] = {}
+    for index, parameter in enumerate(_parameters(optimizer)):
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor | int):
+                found[f"{index}.{name}"] = torch.as_tensor(value)
     return found
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put back what :func:`optimizer_tensors` gave; rates are set anew at every step and are no state."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
+    parameters = _parameters(optimizer)
+    state: dict[int, dict[str, Tensor | int]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = like(value, parameters[int(index)])
+        count = value.ndim == 0 and value.dtype == torch.int64
+        state.setdefault(int(index), {})[name] = int(value) if count else like(value, parameters[int(index)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], who: str) -> None:
-    """Raise UserError unless ``tensors`` fit the optimizer's parameters."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+def check_optimizer(parameters: Sequence[Tensor], tensors: Mapping[str, Tensor], who: str) -> None:
+    """Raise UserError unless ``tensors`` fit the parameters of an optimizer, quantised state included."""
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         known = index.isdigit() and int(index) < len(parameters)
-        if not known or (value.ndim > 0 and value.shape != parameters[int(index)].shape):
+        if not known or not (value.ndim == 0 or _fits(name, value, parameters[int(index)])):
             raise UserError(f"the state '{name}' of the optimizer of phase '{who}' has another shape")
+
+
+def _fits(name: str, value: Tensor, parameter: Tensor) -> bool:
+    if name in CODES:
+        return value.shape == (256,)
+    if name in SCALES:
+        return value.ndim == 1 and value.numel() in [-(-parameter.numel() // block) for block in BLOCKS]
+    return value.shape == parameter.shape
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.core.errors import TrainingError, UserError
 from fewstep.core.recipe import Batch, LossTerms, Recipe
 from fewstep.core.rng import Rng
 from fewstep.core.training.cast import Cast
-from fewstep.core.training.optim import learning_rate, make_optimizer
+from fewstep.core.training.optim import learning_rate
 from fewstep.core.training.settings import OptimConfig, TrainConfig
+from fewstep.core.training.stepper import Stepper
 from fewstep.core.training.world import World, local
 
 FIRST_SCALE, GROWTH_INTERVAL = 2.0**16, 2000
@@ -56,6 +57,15 @@ class Update:
         return not self.bad and not self.overflow
 
 
+def make_stepper(config: OptimConfig, parameters: Sequence[nn.Parameter], world: World) -> Stepper:
+    """Return what moves the parameters of one phase, as the launch asks."""
+    if world.zero_stage:
+        from fewstep.core.training.zero import ZeroStepper
+
+        return ZeroStepper(config, parameters, world)
+    return Stepper(config, parameters, world)
+
+
 class PhaseRunner:
     """A phase with its optimizer; :meth:`run` makes one update."""
 
@@ -66,7 +76,7 @@ class PhaseRunner:
         self.train, self.optim = train, optim.for_phase(name)
         self.named = cast.parameters(name)
         self.parameters = [parameter for _, parameter in self.named]
-        self.optimizer = make_optimizer(self.optim, self.parameters)
+        self.stepper = make_stepper(self.optim, self.parameters, world)
         self.scale = LossScale(FIRST_SCALE if train.precision == "fp16" else 1.0)
         self.updates = 0
         _, share = world.share(train.batch)
@@ -75,7 +85,7 @@ class PhaseRunner:
 
     def reset(self) -> None:
         """Forget the optimizer's state and start its warm-up again."""
-        self.optimizer.state.clear()
+        self.stepper.reset()
         self.updates = 0
 
     def run(self, batch: Batch, rng: Rng, step: int, stop: bool = False) -> Update:
@@ -86,14 +96,10 @@ class PhaseRunner:
         """
         self.cast.enter(self.name)
         sums = self._forward_backward_that_fits(batch, rng, step)
+        self.world.settle()
         names = list(sums)
         totals = self.world.total(torch.stack([*sums.values(), torch.tensor(float(stop)).to(self.world.device)]))
-        for parameter in self.parameters:
-            if parameter.grad is None:  # as on a process whose samples did reach it
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        self.world.average(gradients)
-        norm = self.world.norm(gradients).double()
+        norm = self.stepper.reduce().double()
         *numbers, stops, grad_norm = torch.cat([totals, norm.reshape(1)]).tolist()  # the one wait for the device
         values = {name: value / self.train.batch for name, value in zip(names, numbers, strict=True)}
         update = Update(self.name, values, stop=stops > 0)
@@ -104,19 +110,15 @@ class PhaseRunner:
         elif not update.bad and not math.isfinite(grad_norm):
             update.bad = self._bad_gradient()
         if update.moved:
-            self._move(gradients, grad_norm / self.scale.value, step, update)
-        self.optimizer.zero_grad(set_to_none=True)
+            self._move(grad_norm / self.scale.value, step, update)
+        self.stepper.clear()
         return update
 
-    def _move(self, gradients: list[Tensor], norm: float, step: int, update: Update) -> None:
+    def _move(self, norm: float, step: int, update: Update) -> None:
         clip = self.train.grad_clip
         factor = (clip / norm if 0 < clip < norm else 1.0) / self.scale.value
-        if factor != 1:
-            torch._foreach_mul_(gradients, factor)
         rate = learning_rate(self.optim, self.updates, step, self.train.steps) * self.recipe.lr_factor(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        self.stepper.step(rate, factor)
         self.updates += 1
         if self.train.precision == "fp16":
             self.scale.went_well()
@@ -134,6 +136,11 @@ class PhaseRunner:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
+                if self.world.shards:  # the other processes wait for this one's shards: nobody can be asked
+                    raise TrainingError(
+                        f"phase '{self.name}': out of memory with {self.micro} samples at a time on process "
+                        f"{self.world.rank}: set train.micro_batch; auto cannot lower it for networks in shards"
+                    ) from error
                 full = True  # retried outside: here the traceback still holds the tensors
             if not self.world.any(full):
                 self._fits = True
@@ -144,7 +151,7 @@ class PhaseRunner:
                     "or roles.checkpointing"
                 )
             self.micro = (self.micro + 1) // 2
-            self.optimizer.zero_grad(set_to_none=True)
+            self.stepper.clear()
             self.recipe.load_state(before)
             if self.world.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -160,7 +167,7 @@ class PhaseRunner:
                 with self.world.autocast(self.train.precision):
                     terms = self.recipe.loss(self.name, piece, own, step)
                 total = _checked(terms, piece.size, f"recipe '{self.recipe.name}', phase '{self.name}'")
-                torch.autograd.backward(total.sum() * (self.scale.value / batch.size))
+                self.stepper.backward(total.sum() * (self.scale.value / batch.size), stop == batch.size)
             for name, value in self._named_values(terms).items():
                 summed = value.detach().double().sum()
                 sums[name] = sums[name] + summed if name in sums else summed
@@ -178,7 +185,11 @@ class PhaseRunner:
 
     def _bad_gradient(self) -> str:
         bad = [n for n, p in self.named if p.grad is not None and not bool(local(p.grad).isfinite().all())]
-        return f"gradient of '{bad[0]}' is not finite ({len(bad)} parameters)" if bad else "gradient norm overflows"
+        return (
+            f"gradient of '{bad[0]}' is not finite ({len(bad)} parameters)"
+            if bad
+            else "the norm of the gradients is not finite"
+        )
 
 
 def _checked(terms: LossTerms, size: int, who: str) -> Tensor:

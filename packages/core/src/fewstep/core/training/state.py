@@ -14,10 +14,10 @@ from fewstep.core.networks.ema import EMA
 from fewstep.core.recipe import Recipe
 from fewstep.core.training.cast import Cast
 from fewstep.core.training.checkpoint import Refused, Snapshot
-from fewstep.core.training.optim import check_optimizer, like, optimizer_tensors, restore_optimizer
+from fewstep.core.training.optim import like
 from fewstep.core.training.phases import PhaseRunner
 from fewstep.core.training.settings import RunConfig
-from fewstep.core.training.world import full, local
+from fewstep.core.training.world import full, is_sharded, local
 
 SAMPLED = 64  # elements of each tensor that enter a fingerprint
 
@@ -51,26 +51,44 @@ class RunState:
     """The moving parts of a run as a :class:`~fewstep.core.training.checkpoint.Snapshot`."""
 
     def __init__(
-        self, config: RunConfig, recipe: Recipe, cast: Cast, runners: Mapping[str, PhaseRunner], emas: dict[str, EMA]
+        self,
+        config: RunConfig,
+        recipe: Recipe,
+        cast: Cast,
+        runners: Mapping[str, PhaseRunner],
+        emas: dict[str, EMA],
+        main: bool = True,
     ) -> None:
-        self.recipe, self.cast, self.runners, self.emas = recipe, cast, runners, emas
+        self.recipe, self.cast, self.runners, self.emas, self.main = recipe, cast, runners, emas, main
         self.identity = identity(config, cast, runners)
 
     def snapshot(self, extra: Mapping[str, Any]) -> Snapshot:
-        """Return the state now, with ``extra`` (counts, running means) beside it. All processes must ask together."""
+        """Return the state now, with ``extra`` (counts, running means) beside it; tensors on the main process only.
+
+        All processes must ask together.
+        """
         tensors: dict[str, dict[str, Tensor]] = {}
         for name, module in self.cast.saved().items():
-            tensors[f"role.{name}"] = {key: full(value) for key, value in module.state_dict().items()}
+            tensors[f"role.{name}"] = self._whole(module.state_dict())
         for name, ema in self.emas.items():
-            tensors[f"ema.{name}"] = {key: full(value) for key, value in ema.state_dict().items()}
+            tensors[f"ema.{name}"] = self._whole(ema.state_dict())
         for name, runner in self.runners.items():
-            tensors[f"optimizer.{name}"] = optimizer_tensors(runner.optimizer)
+            tensors[f"optimizer.{name}"] = self._whole(runner.stepper.tensors())
         tensors["recipe"] = dict(self.recipe.state())
         phases = {
             name: {"updates": r.updates, "scale": r.scale.value, "quiet": r.scale.quiet}
             for name, r in self.runners.items()
         }
         return Snapshot(tensors, {"identity": self.identity, "phases": phases, **extra})
+
+    def _whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors, those in shards put together one by one, on the main process's CPU; none elsewhere."""
+        found: dict[str, Tensor] = {}
+        for name, value in tensors.items():
+            whole = full(value).cpu() if is_sharded(value) else value
+            if self.main:
+                found[name] = whole
+        return found
 
     def check_fit(self, snapshot: Snapshot) -> None:
         """Raise Refused when a snapshot belongs to another run: other names, shapes, settings or teacher."""
@@ -89,7 +107,7 @@ class RunState:
             _check_shapes(ema.state_dict(), snapshot.tensors[f"ema.{name}"], f"average of role '{name}'")
         try:
             for name, runner in self.runners.items():
-                check_optimizer(runner.optimizer, snapshot.tensors.get(f"optimizer.{name}", {}), name)
+                runner.stepper.check(snapshot.tensors.get(f"optimizer.{name}", {}), name)
         except UserError as error:
             raise Refused(str(error)) from None
         phases = snapshot.state.get("phases")
@@ -104,7 +122,7 @@ class RunState:
             own = ema.state_dict()
             ema.load_state_dict({key: like(value, own[key]) for key, value in snapshot.tensors[f"ema.{name}"].items()})
         for name, runner in self.runners.items():
-            restore_optimizer(runner.optimizer, snapshot.tensors.get(f"optimizer.{name}", {}))
+            runner.stepper.restore(snapshot.tensors.get(f"optimizer.{name}", {}))
             phase = snapshot.state["phases"][name]
             runner.updates = int(phase["updates"])
             runner.scale.value, runner.scale.quiet = float(phase["scale"]), int(phase["quiet"])

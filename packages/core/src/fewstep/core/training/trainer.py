@@ -76,7 +76,7 @@ class Trainer:
         self.emas: dict[str, EMA] = {}
         self._start_averages()
         problem.actors.averaged, problem.actors.total = self.averaged, world.total
-        self.state = RunState(config, recipe, self.cast, self.runners, self.emas)
+        self.state = RunState(config, recipe, self.cast, self.runners, self.emas, world.main)
         self.means = Means()
         self.step_count = 0
         self.bad_updates = 0

@@ -8,7 +8,7 @@ networks are sharded in place instead, and their gradients arrive averaged.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -55,15 +55,22 @@ class World:
         self.device: torch.device = self.accelerator.device
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.rank: int = self.accelerator.process_index
-        self.size: int = self.accelerator.num_processes
+        joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank: int = torch.distributed.get_rank() if joined else 0
+        self.size: int = torch.distributed.get_world_size() if joined else 1
         self.main = self.rank == 0
         self.shards = self.accelerator.distributed_type == DistributedType.FSDP
         self.reshard = True
+        self._parts: list[Any] = []
         if self.shards:
             plugin = self.accelerator.state.fsdp_plugin
             check(plugin.fsdp_version == 2, "only FSDP2 is supported: set fsdp_version: 2 in accelerate's config")
             self.reshard = bool(plugin.reshard_after_forward)
+        self.engines = set[int]()  # parameters some DeepSpeed engine holds
+        self.zero_stage = 0
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED and self.size > 1:
+            self.zero_stage = int(self.accelerator.state.deepspeed_plugin.zero_stage)
+            check(self.zero_stage < 3, "ZeRO stage 3 divides the weights, which FSDP2 does here: use launch/fsdp2.yaml")
 
     def share(self, batch: int) -> tuple[int, int]:
         """Return the first sample of this process and the number of its samples; UserError when shares are unequal."""
@@ -84,7 +91,8 @@ class World:
         """Return the sum of ``x`` over all processes."""
         if self.size == 1:
             return x
-        summed: Tensor = self.accelerator.reduce(x, reduction="sum")
+        summed = x.detach().clone()
+        torch.distributed.all_reduce(summed)
         return summed
 
     def any(self, flag: bool) -> bool:
@@ -95,20 +103,19 @@ class World:
         """Return every process's ``x`` joined along the first axis, in order of rank."""
         if self.size == 1:
             return x
-        joined: Tensor = self.accelerator.gather(x.contiguous())
-        return joined
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, x.detach().contiguous())
+        return torch.cat(parts)
 
     def wait(self) -> None:
         """Return when every process is here."""
         if self.size > 1:
-            self.accelerator.wait_for_everyone()
+            torch.distributed.barrier()
 
     def on_main(self, work: Callable[[], T]) -> T:
         """Run ``work`` on the main process; all processes return its result, or raise its error, together."""
         if self.size == 1:
             return work()
-        from accelerate.utils import broadcast_object_list
-
         outcome: list[Any] = ["", None]
         error: Exception | None = None
         if self.main:
@@ -117,7 +124,7 @@ class World:
             except Exception as raised:  # carried to the other processes, then raised on all of them
                 error = raised
                 outcome = ["user" if isinstance(raised, UserError) else "training", str(raised) or repr(raised)]
-        broadcast_object_list(outcome)
+        torch.distributed.broadcast_object_list(outcome, src=0)
         if error is not None:
             raise error
         if outcome[0]:
@@ -146,26 +153,23 @@ class World:
         square = torch.nn.utils.get_total_norm([local(g) for g in parts]).to(self.device) ** 2
         return (whole**2 + self.total(square)).sqrt()
 
-    def shard(self, networks: Sequence[nn.Module]) -> None:
-        """Shard networks in place over the processes (FSDP2): each block of a list of layers, then the rest."""
+    def shard(self, networks: Mapping[nn.Module, Sequence[str]]) -> None:
+        """Shard networks in place over the processes (FSDP2): each of their blocks (paths), then the rest."""
         if not self.shards:
             return
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.size,))
-        for network in networks:
-            for part in (*blocks(network), network):
-                fully_shard(part, mesh=mesh, reshard_after_forward=self.reshard)
+        for network, blocks in networks.items():
+            for part in (*(network.get_submodule(path) for path in blocks), network):
+                self._parts.append(fully_shard(part, mesh=mesh, reshard_after_forward=self.reshard))
 
-
-def blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """Yield the blocks of the outermost lists of layers: what is sharded by itself."""
-    lists = [part for part in network.modules() if isinstance(part, nn.ModuleList)]
-    nested = {id(inner) for outer in lists for inner in outer.modules() if inner is not outer}
-    for each in lists:
-        if id(each) not in nested:
-            yield from (block for block in each if any(True for _ in block.parameters()))
+    def settle(self) -> None:
+        """Let go of the gathered weights a forward without backward leaves behind: they would miss the next update."""
+        if not self.reshard:
+            for part in self._parts:
+                part.reshard()
 
 
 def buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
