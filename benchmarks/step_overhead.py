@@ -128,7 +128,7 @@ def bare_step(trainer: Trainer, calls: dict[str, list[Call]], clock: Callable[[]
         synchronize(trainer.world)
         since = clock()
         for call, x in zip(made, inputs, strict=True):
-            with torch.set_grad_enabled(call.grad):
+            with torch.set_grad_enabled(call.grad), trainer.world.autocast(trainer.config.train.precision):
                 out = call.module(x, call.time, call.cond)
             if call.back:
                 torch.autograd.backward(out, call.back[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from fewstep.core.models.family import Encoded
 from fewstep.core.models.files import quiet
 from fewstep.core.models.loading import Teacher
 from fewstep.core.models.table import FAMILIES
+from fewstep.core.process import RectifiedFlow
 
 NAMES = [family.name for family in FAMILIES]
 PROMPTS = ["a red fox", "two boats, one sail"]
@@ -42,7 +44,9 @@ def stock(found: Teacher) -> Any:
     """The whole pipeline, as diffusers itself loads it."""
     with quiet():
         kind = found.folder.pipeline_class()
-        pipe = kind.from_pretrained(found.folder.path, use_safetensors=True, local_files_only=True)
+        index = json.loads((found.folder.path / "model_index.json").read_text())
+        without = {part: None for part, value in index.items() if value == [None, None]}
+        pipe = kind.from_pretrained(found.folder.path, use_safetensors=True, local_files_only=True, **without)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -78,3 +82,10 @@ def watched(found: Teacher, guidance: float, steps: int = 2, **options: Any) -> 
             **options,
         )
     return seen
+
+
+def own_time(found: Teacher, time: Tensor) -> Tensor:
+    """The pipeline's timestep on our clock."""
+    process, _ = found.reading()
+    scale = process.time_scale if isinstance(process, RectifiedFlow) else 1.0
+    return time.double().reshape(-1)[:1].expand(len(PROMPTS)) / scale

@@ -19,6 +19,7 @@ from fewstep.core.models.tiny import clip_text, clip_tokenizer, save_pipeline, s
 from fewstep.core.rng import Rng
 
 TEXT_WIDTH = 64
+TEXT_LENGTH = 16  # tokens of a prompt: "the digit 7" has eleven
 KL_WEIGHT = 1e-3
 HOLDOUT = 0.2
 
@@ -43,7 +44,8 @@ def captioned_pipeline(out: Path, seed: int = 0) -> float:
             attention_head_dim=4,
             norm_num_groups=8,
         )
-        text = clip_text(TEXT_WIDTH)
+        text, tokenizer = clip_text(TEXT_WIDTH, length=TEXT_LENGTH), clip_tokenizer()
+    tokenizer.model_max_length = TEXT_LENGTH
     vae = train_autoencoder(seed)
     with replacing(out) as aside:
         save_pipeline(
@@ -51,7 +53,7 @@ def captioned_pipeline(out: Path, seed: int = 0) -> float:
             aside,
             vae=vae,
             text_encoder=text,
-            tokenizer=clip_tokenizer(),
+            tokenizer=tokenizer,
             unet=unet,
             scheduler=DDIMScheduler(
                 beta_start=0.00085,

@@ -48,9 +48,9 @@ class HunyuanVideo(VideoFamily):
         return bool(network.config.guidance_embeds)
 
     def encode(self, pipe: Any, prompts: Sequence[str], negative: str | None, size: Size) -> Encoded:
-        """Return ``prompt_embeds``, ``prompt_mask`` and ``pooled_embeds``."""
+        """Return ``prompt_embeds``, ``attention_mask`` and ``pooled_embeds``."""
         embeds, pooled, mask = pipe.encode_prompt(list(prompts), device=pipe.text_encoder.device)
-        return Encoded({"prompt_embeds": embeds, "prompt_mask": mask, "pooled_embeds": pooled}, None)
+        return Encoded({"prompt_embeds": embeds, "attention_mask": mask, "pooled_embeds": pooled}, None)
 
     def call(self, network: Any, x: Float[Tensor, "b *d"], time: Float[Tensor, " b"], cond: Cond) -> Tensor:
         """Return the transformer's prediction."""
@@ -59,7 +59,7 @@ class HunyuanVideo(VideoFamily):
             x,
             time,
             encoder_hidden_states=entry(cond, "prompt_embeds", who),
-            encoder_attention_mask=entry(cond, "prompt_mask", who),
+            encoder_attention_mask=entry(cond, "attention_mask", who),
             pooled_projections=entry(cond, "pooled_embeds", who),
             guidance=cond["guidance"] * GUIDANCE_UNITS if self.takes_guidance(network) else None,
             return_dict=False,

@@ -68,10 +68,12 @@ class LTX(MomentScaled):
         return x.transpose(1, 2).reshape(len(x), *shape)
 
     def encode(self, pipe: Any, prompts: Sequence[str], negative: str | None, size: Size) -> Encoded:
-        """Return ``prompt_embeds`` and ``prompt_mask``, and those of the empty or the given negative prompt."""
+        """Return ``prompt_embeds`` and ``attention_mask``, and those of the empty or the given negative prompt."""
         negatives = None if negative is None else [negative] * len(prompts)
         cond, mask, null, null_mask = pipe.encode_prompt(list(prompts), negatives, device=pipe.text_encoder.device)
-        return Encoded({"prompt_embeds": cond, "prompt_mask": mask}, {"prompt_embeds": null, "prompt_mask": null_mask})
+        return Encoded(
+            {"prompt_embeds": cond, "attention_mask": mask}, {"prompt_embeds": null, "attention_mask": null_mask}
+        )
 
     def call(self, network: Any, x: Float[Tensor, "b *d"], time: Float[Tensor, " b"], cond: Cond) -> Tensor:
         """Return the transformer's prediction."""
@@ -80,7 +82,7 @@ class LTX(MomentScaled):
             self.to_pipeline(x),
             entry(cond, "prompt_embeds", who),
             time,
-            entry(cond, "prompt_mask", who),
+            entry(cond, "attention_mask", who),
             num_frames=frames,
             height=height,
             width=width,

@@ -66,10 +66,10 @@ class PixArt(Family):
                 sample_size=8,
                 num_layers=2,
                 attention_head_dim=8,
-                num_attention_heads=4,
+                num_attention_heads=3,  # the width is divided by three where the size is a condition
                 in_channels=4,
                 out_channels=8,
-                cross_attention_dim=32,
+                cross_attention_dim=24,
                 caption_channels=32,
                 norm_num_groups=8,
             )
@@ -86,7 +86,7 @@ class PixArt(Family):
 
 
 def cleans_captions() -> bool:
-    """Return whether the pipelines that clean captions by default can: it takes two more packages."""
+    """Return whether the pipelines clean captions, as they do by default where two more packages are there."""
     from diffusers.utils import is_bs4_available, is_ftfy_available
 
     return bool(is_bs4_available() and is_ftfy_available())
