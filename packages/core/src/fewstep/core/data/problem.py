@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewstep.core.denoiser import Cond, Denoiser, NetworkDenoiser
 from fewstep.core.domain import DataSource, Problem
 from fewstep.core.errors import check
-from fewstep.core.models.export import export_lora, export_pipeline, export_student
+from fewstep.core.models.export import export_half_pipeline, export_lora, export_pipeline, export_student
 from fewstep.core.models.loading import DTYPES, Codec, Teacher
 from fewstep.core.models.settings import ModelConfig
 from fewstep.core.networks.adapters import AdapterView
@@ -91,7 +91,11 @@ def pipeline_problem(
         evaluate=evaluate,
         render=render,
         export=exporting(export_student),
-        export_as={"lora": exporting(export_lora), "pipeline": exporting(export_pipeline)},
+        export_as={
+            "lora": exporting(export_lora),
+            "pipeline": exporting(export_pipeline),
+            "pipeline-fp16": exporting(export_half_pipeline),
+        },
         from_text=lambda prompts: dict(teacher.encode(prompts, device, dtype).cond),
         parts=other_parts(teacher, model) if torch.device(device).type == "meta" else {},
         notes={"teacher": f"{teacher.folder.name} ({teacher.folder.pipeline})"},

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from fewstep.core.denoiser import Denoiser, NetworkDenoiser
@@ -38,8 +39,10 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 Card = Mapping[str, Any]
 
 
-def export_pipeline(student: Denoiser, plan: StepPlan, folder: Path, card: Card, teacher: Teacher) -> None:
-    """Write a folder of the teacher's pipeline class with the student's network and scheduler in it.
+def export_pipeline(
+    student: Denoiser, plan: StepPlan, folder: Path, card: Card, teacher: Teacher, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a folder of the teacher's pipeline class with the student's network, in ``dtype``, and scheduler in it.
 
     LoRA factors are merged, constant extra inputs folded; the other components are copied from the teacher. Raises
     UserError for a student that stock diffusers cannot run; nothing is left half-written.
@@ -50,6 +53,7 @@ def export_pipeline(student: Denoiser, plan: StepPlan, folder: Path, card: Card,
         raise UserError(f"export: a {type(backbone).__name__} is no part of a {teacher.folder.pipeline}")
     check_foldable(backbone, plan)
     backbone.fold_extras(dict(plan.extras))
+    backbone.to(dtype)
     family, source = teacher.family, teacher.folder.path
     with replacing(folder) as aside:
         for part in teacher.folder.parts:
@@ -59,6 +63,11 @@ def export_pipeline(student: Denoiser, plan: StepPlan, folder: Path, card: Card,
         index = json.loads((source / INDEX).read_text(encoding="utf-8"))
         write_json(aside / INDEX, index | {"scheduler": ["diffusers", sampler.scheduler]})
         _write_rest(aside, sampler, plan, card, teacher, lora=False)
+
+
+def export_half_pipeline(student: Denoiser, plan: StepPlan, folder: Path, card: Card, teacher: Teacher) -> None:
+    """Write what :func:`export_pipeline` writes with the network's weights in float16, half the size."""
+    export_pipeline(student, plan, folder, card, teacher, dtype=torch.float16)
 
 
 def export_lora(student: Denoiser, plan: StepPlan, folder: Path, card: Card, teacher: Teacher) -> None:
