@@ -137,7 +137,10 @@ def test_shipped_launch_configs_are_what_accelerate_reads(name):
         assert environment["FSDP_RESHARD_AFTER_FORWARD"] == "true"
     elif name == "zero2.yaml":
         _, environment = prepare_deepspeed_cmd_env(args)
-        assert (environment["ACCELERATE_USE_DEEPSPEED"], environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"]) == ("true", "2")
+        assert (environment["ACCELERATE_USE_DEEPSPEED"], environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"]) == (
+            "true",
+            "2",
+        )
     else:
         environment = prepare_multi_gpu_env(args)
         assert not {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & environment.keys()

@@ -15,13 +15,61 @@ from torch.utils._pytree import tree_map
 
 # PyTorch's lists for CUDA ("CUDA Ops that can autocast to float16 / to float32"), those that networks here meet
 LOWER = frozenset(
-    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul __matmul__ __rmatmul__ mm "
-    "bmm baddbmm addmm addbmm einsum scaled_dot_product_attention prelu".split()
+    [
+        "linear",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "matmul",
+        "__matmul__",
+        "__rmatmul__",
+        "mm",
+        "bmm",
+        "baddbmm",
+        "addmm",
+        "addbmm",
+        "einsum",
+        "scaled_dot_product_attention",
+        "prelu",
+    ]
 )
 HIGHER = frozenset(
-    "layer_norm group_norm instance_norm softmax log_softmax softplus exp expm1 log log2 log10 log1p pow __pow__ "
-    "__rpow__ rsqrt reciprocal cumsum cumprod norm renorm cosine_similarity cdist mse_loss l1_loss smooth_l1_loss "
-    "huber_loss binary_cross_entropy_with_logits cross_entropy nll_loss kl_div".split()
+    [
+        "layer_norm",
+        "group_norm",
+        "instance_norm",
+        "softmax",
+        "log_softmax",
+        "softplus",
+        "exp",
+        "expm1",
+        "log",
+        "log2",
+        "log10",
+        "log1p",
+        "pow",
+        "__pow__",
+        "__rpow__",
+        "rsqrt",
+        "reciprocal",
+        "cumsum",
+        "cumprod",
+        "norm",
+        "renorm",
+        "cosine_similarity",
+        "cdist",
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "binary_cross_entropy_with_logits",
+        "cross_entropy",
+        "nll_loss",
+        "kl_div",
+    ]
 )
 WIDENED = frozenset(["sum", "prod"])  # the result is float32, the input is left as it is
 

@@ -178,7 +178,7 @@ def _shapes_of(optim: OptimConfig) -> OptimConfig:
 
 def _start_optimizer(runner: PhaseRunner, name: str, tracker: Tracker) -> None:
     """Make the optimizer's state by an update with blank gradients; let fused updates make nothing."""
-    optimizer = runner.optimizer
+    optimizer = runner.stepper.optimizer
     if name not in FUSED:
         for group in optimizer.param_groups:  # as on a GPU, where all parameters move at once
             group["foreach"] = True
@@ -219,9 +219,9 @@ def _phase(
         nonlocal gradients
         gradients = tracker.keys_of(p.grad for p in runner.parameters if p.grad is not None)
         if fused:
-            runner.optimizer.zero_grad(set_to_none=True)  # nothing is left to update, and nothing is made
+            runner.stepper.optimizer.zero_grad(set_to_none=True)  # nothing is left to update, and nothing is made
 
-    handle = runner.optimizer.register_step_pre_hook(note)
+    handle = runner.stepper.optimizer.register_step_pre_hook(note)
     start = tracker.live
     tracker.events.clear()
     runner.run(batch, rng, step)
@@ -267,7 +267,7 @@ def _roles(trainer: Trainer, tracker: Tracker) -> Iterator[RoleMemory]:
 def _role(name: str, weights: Sequence[Tensor], trainer: Trainer, tracker: Tracker) -> RoleMemory:
     moving = {p for runner in trainer.runners.values() for p in runner.parameters}
     trained = [x for x in weights if x in moving]
-    states = [runner.optimizer.state.get(p, {}) for runner in trainer.runners.values() for p in trained]
+    states = [runner.stepper.optimizer.state.get(p, {}) for runner in trainer.runners.values() for p in trained]
     kept = [x for state in states for x in _nested(state)]
     ema = trainer.emas.get(name)
     return RoleMemory(

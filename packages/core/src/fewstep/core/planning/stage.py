@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ class ShapesOnly(World):
         self.accelerator = None
         self.device = torch.device("meta")
         self.rank, self.size, self.main = 0, size, True
-        self.shards, self.reshard = False, True
+        self.shards, self.reshard, self.zero_stage = False, True, 0
 
     def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
         """Return the context forwards run in."""
@@ -41,5 +41,5 @@ class ShapesOnly(World):
         for bucket in buckets(list(gradients)) if self.size > 1 else ():
             torch.cat([gradient.reshape(-1) for gradient in bucket])
 
-    def shard(self, networks: Sequence[nn.Module]) -> None:
+    def shard(self, networks: Mapping[nn.Module, Sequence[str]]) -> None:
         """Leave networks whole: what sharding saves is reckoned afterwards."""

@@ -16,11 +16,55 @@ CUDA_GRANULARITY = 512  # bytes: PyTorch's CUDA allocator rounds every block up 
 
 # results have the shape, dtype and strides of operands that agree in them
 ELEMENTWISE = frozenset(
-    "add sub mul div neg sqrt rsqrt square exp log sigmoid tanh silu gelu relu silu_backward gelu_backward "
-    "sigmoid_backward tanh_backward reciprocal sin cos clamp clamp_min clamp_max addcmul addcdiv lerp".split()
+    [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "neg",
+        "sqrt",
+        "rsqrt",
+        "square",
+        "exp",
+        "log",
+        "sigmoid",
+        "tanh",
+        "silu",
+        "gelu",
+        "relu",
+        "silu_backward",
+        "gelu_backward",
+        "sigmoid_backward",
+        "tanh_backward",
+        "reciprocal",
+        "sin",
+        "cos",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "addcmul",
+        "addcdiv",
+        "lerp",
+    ]
 )
 IN_PLACE = frozenset(
-    "add_ sub_ mul_ div_ neg_ sqrt_ zero_ fill_ copy_ clamp_ addcmul_ addcdiv_ lerp_ normal_ uniform_".split()
+    [
+        "add_",
+        "sub_",
+        "mul_",
+        "div_",
+        "neg_",
+        "sqrt_",
+        "zero_",
+        "fill_",
+        "copy_",
+        "clamp_",
+        "addcmul_",
+        "addcdiv_",
+        "lerp_",
+        "normal_",
+        "uniform_",
+    ]
 )
 BLANK = frozenset(["zeros_like", "ones_like"])
 
