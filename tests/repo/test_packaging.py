@@ -13,7 +13,7 @@ import pytest
 import yaml
 from repo.sources import DOMAINS, PACKAGES, ROOT, metadata
 
-DATA = (".yaml", ".safetensors", ".json", ".html", ".css", ".js", ".py", "py.typed")
+DATA = (".yaml", ".safetensors", ".json", ".html", ".css", ".js", ".md", ".py", "py.typed")
 
 
 def project(name: str) -> dict:

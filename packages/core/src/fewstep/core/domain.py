@@ -54,6 +54,9 @@ class Problem:
     """Other forms of the artefact by name, where the domain knows more than one."""
     from_text: Callable[[Sequence[str]], Cond] | None = None
     """Conditions of prompts a user gives, where the domain is conditioned on text."""
+    parts: Mapping[str, tuple[int, bool]] = field(default_factory=dict)
+    """Components of the teacher besides its network: bytes of their weights, and whether they stay in memory while
+    networks train; on the device ``meta`` only."""
     notes: dict[str, str] = field(default_factory=dict)
     """Facts for the report: the metric's protocol, the teacher's origin."""
 

@@ -1,1 +1,1 @@
-"""The video domain of fewstep: installed and listed, no recipes yet."""
+"""The video domain of fewstep: text-to-video pipelines, distilled from prompts."""

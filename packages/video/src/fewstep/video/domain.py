@@ -1,42 +1,104 @@
-"""The plug-in of the video domain: it is listed by the command line and has no recipes yet."""
+"""The video domain: text-to-video pipelines of diffusers as teachers, prompts as data, samples as latents."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
 
-from fewstep.core.errors import UserError
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
-if TYPE_CHECKING:
-    import torch
+from fewstep.core.data.prepared import Prepared
+from fewstep.core.data.problem import Decoder, pipeline_problem
+from fewstep.core.data.prompts import read_prompts
+from fewstep.core.data.shown import encode_captions, shown_prompts
+from fewstep.core.data.source import Texts, TextSource
+from fewstep.core.denoiser import Cond
+from fewstep.core.domain import Problem
+from fewstep.core.errors import check
+from fewstep.core.image.rendering import render_rows
+from fewstep.core.models.loading import Teacher
+from fewstep.core.models.settings import open_teacher
+from fewstep.core.process import Process
+from fewstep.core.recipe import RoleSpec
+from fewstep.video.settings import VideoConfig
 
-    from fewstep.core.recipe import RoleSpec
-
-NO_RECIPES = "fewstep-video: installed, no recipes yet; `fewstep list` shows the domains that have some"
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoConfig:
-    """Settings of the video domain: none so far."""
+FRAMES = 4  # of a video in a strip
+PROTOCOL = (
+    "contrast: standard deviation of the decoded pixels in [-1, 1]; motion: mean absolute difference of neighbouring "
+    "frames, 0 for a still"
+)
 
 
 class VideoDomain:
-    """Few-step distillation for video diffusion models: the name is there, the recipes are not."""
+    """Text-to-video: Wan, CogVideoX, HunyuanVideo and LTX pipelines, distilled from prompts alone."""
 
     name = "video"
-    summary = "video diffusion models: installed, no recipes yet"
-    config_type = VideoConfig
+    summary = "text-to-video pipelines (Wan, CogVideoX, HunyuanVideo, LTX) distilled from prompts"
+    config_type: type = VideoConfig
     configs = Path(__file__).parent / "configs"
 
-    def build(self, config: Any, specs: Sequence[RoleSpec], seed: int, device: torch.device | str) -> NoReturn:
-        """Raise UserError: this domain builds nothing yet."""
-        raise UserError(NO_RECIPES)
+    def process(self, config: VideoConfig) -> Process:
+        """Return the process of the configured pipeline, from its scheduler's config."""
+        return find_teacher(config).reading()[0]
 
-    def process(self, config: Any) -> NoReturn:
-        """Raise UserError: this domain has no teacher yet."""
-        raise UserError(NO_RECIPES)
+    def build(self, config: VideoConfig, specs: Sequence[RoleSpec], seed: int, device: torch.device | str) -> Problem:
+        """Return the problem with every role built; UserError for what this domain cannot give."""
+        teacher = find_teacher(config)
+        texts: Texts
+        if config.data.source == "prepared":
+            texts = Prepared(config.data.path, teacher)
+        else:
+            prompts = config.data.prompts or read_prompts(config.data.path, config.data.column)
+            texts = encode_captions(teacher, prompts, config.model, device)
+        shown = shown_prompts(texts, config.eval_prompts, teacher, config.model, device)
+        decoder = Decoder(teacher, config.model, device)
+
+        def evaluate(latents: Tensor, cond: Cond) -> dict[str, float]:
+            return measure(decoder.decode(latents))
+
+        def render(rows: Sequence[tuple[str, Tensor]], stem: Path) -> Path:
+            return render_rows([(label, strips(decoder.decode(latents))) for label, latents in rows], stem)
+
+        problem = pipeline_problem(
+            teacher,
+            config.model,
+            config.roles,
+            specs,
+            TextSource(texts),
+            texts.null,
+            shown.conditions,
+            evaluate=evaluate,
+            render=render,
+            seed=seed,
+            device=device,
+        )
+        problem.notes["metric"] = PROTOCOL
+        return problem
+
+
+def find_teacher(config: VideoConfig) -> Teacher:
+    """Return the configured pipeline; UserError for what is none, and for a pipeline of images."""
+    teacher = open_teacher(config.teacher, config.model)
+    check(
+        teacher.family.media == "video",
+        f"teacher '{config.teacher}' is a {teacher.folder.pipeline}, which makes images: use the domain image",
+    )
+    return teacher
+
+
+def measure(videos: Float[Tensor, "n c f h w"]) -> dict[str, float]:
+    """Return contrast and motion of videos in [-1, 1]."""
+    moved = videos.diff(dim=2).abs()
+    return {"contrast": float(videos.std()), "motion": float(moved.mean()) if moved.numel() else 0.0}
+
+
+def strips(videos: Float[Tensor, "n c f h w"]) -> Float[Tensor, "n c h v"]:
+    """Return some frames of each video side by side, first and last among them."""
+    frames = videos.shape[2]
+    chosen = torch.linspace(0, frames - 1, min(FRAMES, frames)).round().long()
+    return torch.cat(list(videos[:, :, chosen].unbind(2)), -1)
 
 
 DOMAIN = VideoDomain()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from argparse import Namespace
+from collections.abc import Sequence
 
 from fewstep.core.domain import domain_names, find_domain
 from fewstep.core.recipes import find_recipe, recipe_names
 from fewstep.core.report.tables import table
 from fewstep.core.training.config import config_names
+
+TWIN = "-tiny"  # the same on a random network, in seconds
 
 
 def show_list(args: Namespace) -> None:
@@ -22,4 +26,15 @@ def show_list(args: Namespace) -> None:
         names = config_names(domain)
         if names:
             print(f"\nconfigs of {domain.name} (fewstep {domain.name} train --config NAME)\n")
-            print("\n".join(f"  {name}" for name in names))
+            print(
+                "\n".join(
+                    textwrap.wrap("  ".join(_with_twins(names)), 110, initial_indent="  ", subsequent_indent="  ")
+                )
+            )
+
+
+def _with_twins(names: Sequence[str]) -> list[str]:
+    """Return names, a config and its ``-tiny`` twin as one."""
+    there = set(names)
+    shown = [name for name in names if not (name.endswith(TWIN) and name.removesuffix(TWIN) in there)]
+    return [f"{name}[{TWIN}]" if name + TWIN in there else name for name in shown]

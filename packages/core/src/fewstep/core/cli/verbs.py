@@ -17,6 +17,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def gibibytes(text: str) -> float:
+    """Return a positive number from the command line."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise ArgumentTypeError(f"'{text}' is not a positive number of GiB")
+    return value
+
+
 def counts(text: str) -> tuple[int, ...]:
     """Return a list such as ``1,4,8`` from the command line."""
     return tuple(positive(part) for part in text.split(","))
@@ -100,7 +111,9 @@ def _eval(args: Namespace) -> None:
 def _export_arguments(parser: ArgumentParser) -> None:
     _run_folder(parser)
     parser.add_argument("--steps", type=positive, metavar="K", help="sampling steps (those it was trained for)")
-    parser.add_argument("--as", dest="form", metavar="FORM", help="lora or pipeline, where there is a choice")
+    parser.add_argument(
+        "--as", dest="form", metavar="FORM", help="lora, pipeline or pipeline-fp16, where there is a choice"
+    )
     parser.add_argument("--push", metavar="OWNER/NAME", help="also upload it to this repository of the hub")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the artefact's folder (RUN/export)")
 
@@ -131,6 +144,22 @@ def _check(args: Namespace) -> None:
     from fewstep.core.cli.checking import check_recipe
 
     check_recipe(args)
+
+
+def _plan_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("config", metavar="NAME|FILE", help="a YAML file, or a config shipped with a domain")
+    parser.add_argument("--domain", dest="domain_name", metavar="DOMAIN", help="whose config NAME is (image)")
+    parser.add_argument("--gpu-gib", type=gibibytes, metavar="N", help="memory to fit into (that of the GPU here)")
+    parser.add_argument("--processes", type=positive, default=1, metavar="N", help="that share the batch (1)")
+    parser.add_argument("--fsdp", action="store_true", help="the processes share weights and optimizers too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers, in bytes")
+    takes_settings(parser)
+
+
+def _plan(args: Namespace) -> None:
+    from fewstep.core.cli.planning import plan_memory
+
+    plan_memory(args)
 
 
 def _demo_arguments(parser: ArgumentParser) -> None:
@@ -171,6 +200,7 @@ TOP_VERBS = {
     "demo": Verb("train few-step students of a small teacher in minutes, and draw them", _demo_arguments, _demo),
     "list": Verb("list recipes with their papers, domains and configs", _nothing, _list),
     "check": Verb("check a recipe and its settings against exact mathematics", _check_arguments, _check),
+    "plan": Verb("say what a config will take in memory, and what to change to fit a GPU", _plan_arguments, _plan),
     "doctor": Verb(
         "look at this machine's environment, or at what may be wrong with a run", _doctor_arguments, _doctor
     ),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewstep.core.denoiser import Cond, Denoiser, NetworkDenoiser
 from fewstep.core.domain import DataSource, Problem
 from fewstep.core.errors import check
-from fewstep.core.models.export import export_lora, export_pipeline, export_student
+from fewstep.core.models.export import export_half_pipeline, export_lora, export_pipeline, export_student
 from fewstep.core.models.loading import DTYPES, Codec, Teacher
 from fewstep.core.models.settings import ModelConfig
 from fewstep.core.networks.adapters import AdapterView
@@ -69,7 +69,7 @@ def pipeline_problem(
     and ``render`` take latents. Raises UserError for roles this teacher cannot give.
     """
     dtype = DTYPES[model.dtype]
-    denoiser = teacher.denoiser(null, dtype)
+    denoiser = teacher.denoiser(null, dtype, device)
     roles = build_roles(
         denoiser,
         specs,
@@ -91,10 +91,25 @@ def pipeline_problem(
         evaluate=evaluate,
         render=render,
         export=exporting(export_student),
-        export_as={"lora": exporting(export_lora), "pipeline": exporting(export_pipeline)},
+        export_as={
+            "lora": exporting(export_lora),
+            "pipeline": exporting(export_pipeline),
+            "pipeline-fp16": exporting(export_half_pipeline),
+        },
         from_text=lambda prompts: dict(teacher.encode(prompts, device, dtype).cond),
+        parts=other_parts(teacher, model) if torch.device(device).type == "meta" else {},
         notes={"teacher": f"{teacher.folder.name} ({teacher.folder.pipeline})"},
     )
+
+
+def other_parts(teacher: Teacher, model: ModelConfig) -> dict[str, tuple[int, bool]]:
+    """Return the bytes of text encoders, which are dropped before training, and of the autoencoder, which may stay."""
+    folder, found = teacher.folder, dict[str, tuple[int, bool]]()
+    for name in (*teacher.family.text, "vae"):
+        if folder.has(name) and folder.is_module(name):
+            count = sum(p.numel() for p in folder.skeleton(name).parameters())
+            found[name] = count * DTYPES[model.dtype].itemsize, name == "vae" and "vae" not in model.offload
+    return found
 
 
 def fresh_denoiser(teacher: Teacher, null: Cond | None, seed: int) -> NetworkDenoiser:

@@ -113,6 +113,24 @@ def bytes_of(cond: Cond) -> int:
     return sum(value.numel() * value.element_size() for value in cond.values())
 
 
+class BlankLatents:
+    """Latents of zeros: where only their shape matters."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)
+
+    def latents(self, samples: Sequence[int], rng: Rng) -> tuple[list[int], Float[Tensor, "b *d"]]:
+        """Return zeros."""
+        return list(samples), torch.zeros(len(samples), *self.shape)
+
+
+def blank_source(teacher: Teacher, dtype: torch.dtype, *, pictures: bool) -> tuple[TextSource, EncodedTexts]:
+    """Return samples of the right shapes and their texts, made on the meta device: no weights or data are read."""
+    found = teacher.encode([""], "meta", dtype)
+    texts = EncodedTexts([""], [0], found.cond, found.null)
+    return TextSource(texts, BlankLatents(teacher.shape) if pictures else None), texts
+
+
 class EncodedPictures:
     """Random crops of pictures, encoded when they are asked for.
 

@@ -52,7 +52,7 @@ class ImageDomain:
             return build_text_problem(config, specs, seed, device)
         data = load_data(config.data)
         scheduler = domain_scheduler(config)
-        teacher, origin = self._teacher(config, specs, data, seed)
+        teacher, origin = self._teacher(config, specs, data, seed, device)
         pixels = SampleSet(config.sample_set, data.shape, len(data.classes), seed) if config.sample_set else None
         roles = build_roles(
             teacher,
@@ -89,10 +89,10 @@ class ImageDomain:
         )
 
     def _teacher(
-        self, config: ImageConfig, specs: Sequence[RoleSpec], data: ImageData, seed: int
+        self, config: ImageConfig, specs: Sequence[RoleSpec], data: ImageData, seed: int, device: torch.device | str
     ) -> tuple[NetworkDenoiser, str]:
         if config.teacher:
-            teacher = load_teacher(config.teacher)
+            teacher = load_teacher(config.teacher, device)
             check_fits(teacher, config.teacher, data.shape, len(data.classes))
             return teacher, config.teacher
         starts = [spec.name for spec in specs if spec.kind == "denoiser" and spec.init != "fresh"]

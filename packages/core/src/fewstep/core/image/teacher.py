@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fewstep.core.denoiser import EDMScaling, NetworkDenoiser, Plain, Scaling
 from fewstep.core.errors import UserError, check, nearest
 from fewstep.core.image.settings import ImageConfig, NetworkConfig, ProcessConfig
@@ -92,11 +94,15 @@ def domain_scheduler(config: ImageConfig) -> dict[str, Any]:
     return read_scheduler(teacher_folder(config.teacher)) if config.teacher else scheduler_config(config.process)
 
 
-def load_teacher(name: str) -> NetworkDenoiser:
-    """Return a teacher in float32, as it was saved; UserError for what cannot be read."""
+def load_teacher(name: str, device: torch.device | str = "cpu") -> NetworkDenoiser:
+    """Return a teacher in float32, as it was saved; of the device ``meta`` its shapes, nothing else is moved there.
+
+    Raises UserError for what cannot be read.
+    """
     folder = teacher_folder(name)
     process, scaling = reading(read_scheduler(folder))
-    return NetworkDenoiser(UNet2DBackbone.load(folder / "unet").float(), process, scaling)
+    backbone = UNet2DBackbone.load(folder / "unet", shapes=torch.device(device).type == "meta")
+    return NetworkDenoiser(backbone.float(), process, scaling)
 
 
 def fresh_denoiser(

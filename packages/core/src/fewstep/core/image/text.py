@@ -16,24 +16,17 @@ from fewstep.core.image.settings import ImageConfig
 from fewstep.core.image.teacher import SHIPPED, shipped_pipelines, shipped_teachers
 from fewstep.core.image.text_data import load_text_data
 from fewstep.core.image.text_metrics import TextMetrics
-from fewstep.core.models.family import Size
 from fewstep.core.models.files import INDEX
 from fewstep.core.models.loading import Teacher, is_pipeline
+from fewstep.core.models.settings import open_teacher
 from fewstep.core.process import Process
 from fewstep.core.recipe import RoleSpec
 
 
 def find_teacher(config: ImageConfig) -> Teacher:
     """Return the configured pipeline; UserError for what is none, and for a pipeline of videos."""
-    model, name = config.model, config.teacher
-    teacher = Teacher.find(
-        str(SHIPPED / name) if name in shipped_pipelines() else run_export(name),
-        size=Size(model.height, model.width) if model.height else None,
-        revision=model.revision,
-        variant=model.variant,
-        guidance=model.guidance,
-        negative=model.negative_prompt,
-    )
+    name = config.teacher
+    teacher = open_teacher(str(SHIPPED / name) if name in shipped_pipelines() else run_export(name), config.model)
     check(
         teacher.family.media == "image",
         f"teacher '{name}' is a {teacher.folder.pipeline}, which makes videos: use the domain video",
@@ -67,7 +60,7 @@ def build_text_problem(
     teacher = find_teacher(config)
     decoder = Decoder(teacher, config.model, device)
     data = load_text_data(config, teacher, decoder.encode, device)
-    metrics = TextMetrics(config, data, decoder.decode)
+    metrics = TextMetrics(config, data, teacher, decoder.decode)
 
     def render(rows: Sequence[tuple[str, Tensor]], stem: Path) -> Path:
         return render_rows([(label, decoder.decode(latents)) for label, latents in rows], stem)
@@ -79,7 +72,7 @@ def build_text_problem(
         specs,
         data.source,
         data.null,
-        data.conditions,
+        data.shown.conditions,
         evaluate=metrics.evaluate,
         render=render,
         seed=seed,

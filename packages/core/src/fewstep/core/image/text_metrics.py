@@ -15,6 +15,7 @@ from fewstep.core.image.settings import ImageConfig
 from fewstep.core.image.spaces import feature_space, pixel_space
 from fewstep.core.image.text_data import TextData
 from fewstep.core.metrics.measure import Reference
+from fewstep.core.models.loading import Teacher
 
 REFERENCES = 1000
 
@@ -22,8 +23,10 @@ REFERENCES = 1000
 class TextMetrics:
     """Metrics of latents, each with its protocol in ``protocol``; they are decoded first."""
 
-    def __init__(self, config: ImageConfig, data: TextData, decode: Callable[[Tensor], Tensor]) -> None:
-        self.config, self.data, self.decode = config, data, decode
+    def __init__(
+        self, config: ImageConfig, data: TextData, teacher: Teacher, decode: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.config, self.data, self.teacher, self.decode = config, data, teacher, decode
         self.clip = ClipScore(config.clip) if config.clip else None
         self._reference: Reference | None = None
         parts = ["contrast: standard deviation of the decoded pixels in [-1, 1]"]
@@ -45,7 +48,7 @@ class TextMetrics:
             measured = reference.measure(fitting, labels, neighbours=self.config.neighbours)
             found |= {one.name: one.value for one in measured}
         if self.clip is not None:
-            found["clip"] = self.clip.score(pixels, [self.data.prompt_at(i) for i in range(len(pixels))])
+            found["clip"] = self.clip.score(pixels, [self.data.shown.prompt_at(i) for i in range(len(pixels))])
         return found | {"contrast": float(pixels.std())}
 
     def _like_reference(self, pixels: Float[Tensor, "n c h w"]) -> Tensor:
@@ -60,6 +63,6 @@ class TextMetrics:
                 digits = load_data(DataConfig(source="digits", holdout=self.config.data.holdout))
                 self._reference = Reference(feature_space("digits", digits), digits.reference, digits.labels)
             else:
-                pixels = self.data.reference(REFERENCES)
+                pixels = self.data.reference(self.teacher, REFERENCES)
                 self._reference = Reference(pixel_space(pixels, self.data.about), pixels)
         return self._reference

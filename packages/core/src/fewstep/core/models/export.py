@@ -7,12 +7,14 @@ is in the model card, and under ``_fewstep`` in the scheduler's config, where di
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from fewstep.core.denoiser import Denoiser, NetworkDenoiser
@@ -37,8 +39,10 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 Card = Mapping[str, Any]
 
 
-def export_pipeline(student: Denoiser, plan: StepPlan, folder: Path, card: Card, teacher: Teacher) -> None:
-    """Write a folder of the teacher's pipeline class with the student's network and scheduler in it.
+def export_pipeline(
+    student: Denoiser, plan: StepPlan, folder: Path, card: Card, teacher: Teacher, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a folder of the teacher's pipeline class with the student's network, in ``dtype``, and scheduler in it.
 
     LoRA factors are merged, constant extra inputs folded; the other components are copied from the teacher. Raises
     UserError for a student that stock diffusers cannot run; nothing is left half-written.
@@ -49,6 +53,7 @@ def export_pipeline(student: Denoiser, plan: StepPlan, folder: Path, card: Card,
         raise UserError(f"export: a {type(backbone).__name__} is no part of a {teacher.folder.pipeline}")
     check_foldable(backbone, plan)
     backbone.fold_extras(dict(plan.extras))
+    backbone.to(dtype)
     family, source = teacher.family, teacher.folder.path
     with replacing(folder) as aside:
         for part in teacher.folder.parts:
@@ -58,6 +63,11 @@ def export_pipeline(student: Denoiser, plan: StepPlan, folder: Path, card: Card,
         index = json.loads((source / INDEX).read_text(encoding="utf-8"))
         write_json(aside / INDEX, index | {"scheduler": ["diffusers", sampler.scheduler]})
         _write_rest(aside, sampler, plan, card, teacher, lora=False)
+
+
+def export_half_pipeline(student: Denoiser, plan: StepPlan, folder: Path, card: Card, teacher: Teacher) -> None:
+    """Write what :func:`export_pipeline` writes with the network's weights in float16, half the size."""
+    export_pipeline(student, plan, folder, card, teacher, dtype=torch.float16)
 
 
 def export_lora(student: Denoiser, plan: StepPlan, folder: Path, card: Card, teacher: Teacher) -> None:
@@ -90,6 +100,10 @@ def can_load_lora(teacher: Teacher) -> bool:
     return hasattr(teacher.folder.pipeline_class(), "load_lora_weights")
 
 
+def _call_takes(teacher: Teacher) -> Mapping[str, Any]:
+    return inspect.signature(teacher.folder.pipeline_class().__call__).parameters
+
+
 def _ready(student: Denoiser, plan: StepPlan, teacher: Teacher) -> tuple[NetworkDenoiser, StepPlan, StockSampler]:
     denoiser, plan, time_scaling = unwrap(student, plan)
     sampler = stock_sampler(
@@ -98,6 +112,7 @@ def _ready(student: Denoiser, plan: StepPlan, teacher: Teacher) -> tuple[Network
         teacher.folder.config("scheduler"),
         time_scaling,
         sends_sigmas=teacher.family.sends_sigmas,
+        takes=_call_takes(teacher),
     )
     return denoiser, plan, sampler
 
@@ -123,6 +138,8 @@ def call_options(sampler: StockSampler, plan: StepPlan, teacher: Teacher) -> dic
     call |= {"height": size.height, "width": size.width}
     if teacher.family.media == "video":
         call["num_frames"] = size.frames
+    if "use_resolution_binning" in _call_takes(teacher):  # else the size is replaced by one of a table
+        call["use_resolution_binning"] = False
     return call | dict(sampler.step)
 
 
@@ -137,9 +154,9 @@ output = pipe(
 {call})
 {result}
 """
-WHOLE = """pipe = {pipeline}.from_pretrained(".", use_safetensors=True)
+WHOLE = """pipe = {pipeline}.from_pretrained("."{variant}, use_safetensors=True)
 """
-LORA = """pipe = {pipeline}.from_pretrained({teacher!r}, use_safetensors=True)
+LORA = """pipe = {pipeline}.from_pretrained({teacher!r}{variant}, use_safetensors=True)
 pipe.load_lora_weights(".", weight_name="{file}")
 pipe.scheduler = {scheduler}.from_pretrained(".", subfolder="scheduler")
 """
@@ -147,10 +164,12 @@ pipe.scheduler = {scheduler}.from_pretrained(".", subfolder="scheduler")
 
 def model_card(sampler: StockSampler, call: Mapping[str, Any], card: Card, teacher: Teacher, *, lora: bool) -> str:
     """Return the README: facts of the card, what was measured, and a program that samples with stock diffusers."""
+    folder, hub = teacher.folder, is_hub_id(teacher)
     names = {
-        "pipeline": teacher.folder.pipeline,
+        "pipeline": folder.pipeline,
         "scheduler": sampler.scheduler,
-        "teacher": teacher.folder.name if "/" in teacher.folder.name else str(teacher.folder.path),
+        "teacher": folder.name if hub else str(folder.path.resolve()),
+        "variant": f", variant={folder.variant!r}" if folder.variant else "",
         "file": LORA_FILE,
     }
     video = teacher.family.media == "video"
@@ -164,10 +183,10 @@ def model_card(sampler: StockSampler, call: Mapping[str, Any], card: Card, teach
     )
     head: dict[str, Any] = {"library_name": "diffusers", "tags": ["diffusers", "few-step", "distillation"]}
     head["tags"] += ["lora"] if lora else []
-    head |= {"base_model": teacher.folder.name} if "/" in teacher.folder.name else {}
+    head |= {"base_model": folder.name} if hub else {}
     licence = teacher_licence(teacher)
     head |= {"license": licence} if licence else {}
-    facts = {"teacher": teacher.folder.name, "licence": licence or "that of the teacher"} | dict(card)
+    facts = {"teacher": folder.name, "licence": licence or "that of the teacher"} | dict(card)
     measured = facts.pop("measured", None)
     steps = call.get("num_inference_steps") or len(next(iter(call.values())))
     return (
@@ -175,6 +194,12 @@ def model_card(sampler: StockSampler, call: Mapping[str, Any], card: Card, teach
         f"Samples in {'one step' if steps == 1 else f'{steps} steps'}, without classifier-free guidance.\n\n"
         f"| | |\n|---|---|\n{facts_table(facts)}\n{measured_table(measured)}```python\n{snippet}```\n"
     )
+
+
+def is_hub_id(teacher: Teacher) -> bool:
+    """Return whether the teacher came from the hub, and is found by its name everywhere."""
+    name = teacher.folder.name
+    return name.count("/") == 1 and not name.startswith((".", "~", "/")) and not Path(name).exists()
 
 
 def measured_table(rows: Any) -> str:

@@ -105,6 +105,12 @@ class PipelineFolder:
             loaded = kind.from_pretrained(folder, **options)
         return loaded.eval() if isinstance(loaded, nn.Module) else loaded
 
+    def is_module(self, part: str) -> bool:
+        """Return whether a component is a network."""
+        library, name = self.parts[part]
+        with quiet():
+            return issubclass(_class(library, name), nn.Module)
+
     def skeleton(self, part: str) -> nn.Module:
         """Return a module component without its weights: shapes on the meta device."""
         library, name = self.parts[part]

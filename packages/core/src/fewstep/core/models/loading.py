@@ -119,9 +119,18 @@ class Teacher:
         config = self.folder.config("scheduler")
         return self.family.process(config, self.folder.config(self.family.network), self.shape)
 
-    def denoiser(self, null: Cond | None, dtype: torch.dtype = torch.float32) -> NetworkDenoiser:
-        """Return the network read through the pipeline's process."""
-        return self.reads(self.folder.load(self.family.network, dtype), null)
+    def denoiser(
+        self, null: Cond | None, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> NetworkDenoiser:
+        """Return the network read through the pipeline's process, on the CPU; for the device ``meta`` shapes only."""
+        return self.reads(self._part(self.family.network, dtype, device), null)
+
+    def _part(self, name: str, dtype: torch.dtype, device: torch.device | str) -> Any:
+        """Return a component, a module of the device ``meta`` without reading its weights."""
+        if torch.device(device).type == "meta" and self.folder.is_module(name):
+            with quiet():
+                return self.folder.skeleton(name).to(dtype)
+        return self.folder.load(name, dtype)
 
     def reads(self, network: Any, null: Cond | None) -> NetworkDenoiser:
         """Return any network of this family read through the pipeline's process."""
@@ -143,16 +152,16 @@ class Teacher:
 
     def text_encoder(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> TextEncoder:
         """Return what encodes prompts; it holds the loaded text encoders."""
-        pipe = self.text_pipeline(dtype)
+        pipe = self.text_pipeline(dtype, device)
         for part in pipe.components.values():
             if isinstance(part, torch.nn.Module):
                 part.to(device)
         return TextEncoder(self.family, pipe, self.negative, self.size)
 
-    def text_pipeline(self, dtype: torch.dtype = torch.float32) -> Any:
-        """Return the pipeline with its text components only, for its ``encode_prompt``."""
+    def text_pipeline(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Any:
+        """Return the pipeline with its text components only, for its ``encode_prompt``; of ``meta``, shapes."""
         network = self.family.network
-        parts = {part: self.folder.load(part, dtype) for part in self.family.text if self.folder.has(part)}
+        parts = {part: self._part(part, dtype, device) for part in self.family.text if self.folder.has(part)}
         pipe = self.pipeline(parts)
         # some ask the network for its widths and dtype: its configuration answers, without its weights
         setattr(pipe, network, SimpleNamespace(config=SimpleNamespace(**self.folder.config(network)), dtype=dtype))

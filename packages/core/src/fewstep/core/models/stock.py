@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,17 +34,24 @@ class StockSampler:
 
 
 def stock_sampler(
-    plan: StepPlan, process: Process, teacher: Mapping[str, Any], time_scaling: float, *, sends_sigmas: bool = False
+    plan: StepPlan,
+    process: Process,
+    teacher: Mapping[str, Any],
+    time_scaling: float,
+    *,
+    sends_sigmas: bool = False,
+    takes: Collection[str] = ("timesteps", "sigmas"),
 ) -> StockSampler:
     """Return the scheduler that samples as the plan does, from the config of the teacher's scheduler.
 
     ``time_scaling``: of the consistency boundary the student has (infinite: none). ``sends_sigmas``: whoever uses the
-    scheduler hands it the sigmas 1, (n-1)/n ... 1/n itself. Raises UserError for a plan that no stock scheduler walks.
+    scheduler hands it the sigmas 1, (n-1)/n ... 1/n itself. ``takes``: in which form it takes times of one's own.
+    Raises UserError for a plan that no stock scheduler walks.
     """
     if isinstance(process, VP):
-        return _vp(plan, process, teacher, time_scaling)
+        return _vp(plan, process, teacher, time_scaling, takes)
     if isinstance(process, RectifiedFlow):
-        return _flow(plan, process, teacher, sends_sigmas)
+        return _flow(plan, process, sends_sigmas, takes)
     if isinstance(process, EDM):
         grid = time_grid(process, len(plan.times), "karras")
         same = plan.mode == "deterministic" and all(math.isclose(a, b) for a, b in zip(plan.times, grid, strict=True))
@@ -55,9 +62,22 @@ def stock_sampler(
     raise UserError(f"export: no stock diffusers scheduler describes {type(process).__name__}")
 
 
-def _flow(plan: StepPlan, process: RectifiedFlow, teacher: Mapping[str, Any], sends_sigmas: bool) -> StockSampler:
+def _check_takes(name: str, times: list[Any], takes: Collection[str]) -> None:
+    check(
+        name in takes,
+        f"export: this pipeline's call takes no {name}=, and its scheduler does not make this student's {times} by "
+        "itself: train with evenly spaced times (student_steps; of consistency, a divisor of num_knots)",
+    )
+
+
+def _flow(plan: StepPlan, process: RectifiedFlow, sends_sigmas: bool, takes: Collection[str]) -> StockSampler:
     check(plan.mode != "jump", "export: diffusers' flow schedulers know no jumps (TCD): train with gamma 0 or 1")
     unit = process.time_to_unit(torch.tensor(plan.times, dtype=torch.float64)).tolist()
+    check(
+        unit[0] > 1 - 1e-6,  # ours starts from noise of the first time's own size, they do from unit noise
+        f"export: stock flow pipelines start at the noisiest time, and this student at {unit[0]:.4g} of the clock: "
+        "train it with student_start=1, or with student_times that begin with 1",
+    )
     steps = len(unit)
     plain = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": process.shift}
     if plan.mode == "renoise":
@@ -66,8 +86,9 @@ def _flow(plan: StepPlan, process: RectifiedFlow, teacher: Mapping[str, Any], se
         if sends_sigmas:
             return StockSampler(plain, f"{steps}", own_grid=True)
         return StockSampler(plain | _even_grid(process.shift, steps, plan.times[-1]), f"{steps}", own_grid=True)
-    # the scheduler applies the shift itself
-    return StockSampler(plain, f"sigmas={[round(u, 8) for u in unit]}")
+    given = [round(u, 8) for u in unit]  # the scheduler applies the shift itself
+    _check_takes("sigmas", given, takes)
+    return StockSampler(plain, f"sigmas={given}")
 
 
 def _even_grid(shift: float, steps: int, last: float, levels: int = 1000) -> dict[str, float]:
@@ -86,7 +107,9 @@ def _even_grid(shift: float, steps: int, last: float, levels: int = 1000) -> dic
     return {"shift": own, "shift_terminal": last}
 
 
-def _vp(plan: StepPlan, process: VP, teacher: Mapping[str, Any], time_scaling: float) -> StockSampler:
+def _vp(
+    plan: StepPlan, process: VP, teacher: Mapping[str, Any], time_scaling: float, takes: Collection[str]
+) -> StockSampler:
     """Return a scheduler whose table ends at the student's first time, so that its own grid is the student's."""
     import diffusers
 
@@ -116,6 +139,7 @@ def _vp(plan: StepPlan, process: VP, teacher: Mapping[str, Any], time_scaling: f
             f"export: DDIMScheduler knows uniform steps only, and this student's times are {times}: "
             "train it with student_steps instead of student_times",
         )
+        _check_takes("timesteps", times, takes)
         how, own_grid = f"timesteps={times}", False
     return StockSampler(config, how, {"eta": plan.gamma} if plan.mode == "jump" else {}, own_grid)
 

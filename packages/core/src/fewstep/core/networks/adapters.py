@@ -57,7 +57,8 @@ class SharedNetwork:
         try:
             with Rng(seed, 0, ()).network_noise(f"lora/{name}"), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are the point
-                inject_adapter_in_model(config, self.network, adapter_name=name)
+                shapes = any(p.is_meta for p in flags)  # a base without weights needs none in its adapters
+                inject_adapter_in_model(config, self.network, adapter_name=name, low_cpu_mem_usage=shapes)
         except ValueError as error:
             raise UserError(f"LoRA targets {', '.join(targets)}: {str(error).splitlines()[0]}") from error
         for parameter in self.network.parameters():

@@ -128,6 +128,10 @@ class EMA:
         """Return the averages of the parameters, in the module's order and dtype."""
         return [self._average[name].to(live.dtype) for name, live in self.module.named_parameters()]
 
+    def averages(self) -> list[Tensor]:
+        """Return the averages themselves, buffers included."""
+        return list(self._average.values())
+
     @contextmanager
     def swap(self) -> Iterator[None]:
         """Put the averages into the module for what is inside, and its own values back afterwards, whatever happens."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -139,12 +140,19 @@ class UNet2DBackbone(TimedBackbone):
             save_file(tensors, folder / EXTRAS_FILE)
 
     @classmethod
-    def load(cls, folder: Path) -> UNet2DBackbone:
-        """Return the backbone of a diffusers UNet folder; UserError when there is none or its files disagree."""
+    def load(cls, folder: Path, *, shapes: bool = False) -> UNet2DBackbone:
+        """Return the backbone of a diffusers UNet folder; UserError when there is none or its files disagree.
+
+        ``shapes``: on the meta device, without reading weights.
+        """
         from diffusers import UNet2DModel
 
         try:
-            unet = UNet2DModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+            if shapes:
+                with torch.device("meta"):
+                    unet = UNet2DModel.from_config(UNet2DModel.load_config(folder))
+            else:
+                unet = UNet2DModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
         except (OSError, ValueError, RuntimeError) as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"{folder}: no UNet2DModel in safetensors can be read there ({line})") from error

@@ -21,7 +21,7 @@ BLOCKS = (256, 2048)  # numbers per block, in its versions so far
 
 def make_optimizer(config: OptimConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     """Return the optimizer of one phase (``config.for_phase(...)``)."""
-    decay, fused = config.weight_decay, not any(is_sharded(p) for p in parameters)
+    decay, fused = config.weight_decay, not any(is_sharded(p) or p.is_meta for p in parameters)
     common: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "weight_decay": decay}
     if config.name == "adamw8bit":
         return _eight_bit(parameters, common)

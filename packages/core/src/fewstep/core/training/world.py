@@ -137,7 +137,7 @@ class World:
         if self.size == 1:
             return
         whole = [g for g in gradients if not is_sharded(g)]
-        for bucket in _buckets(whole):
+        for bucket in buckets(whole):
             flat = torch.cat([g.reshape(-1) for g in bucket])
             torch.distributed.all_reduce(flat)
             flat /= self.size
@@ -172,7 +172,8 @@ class World:
                 part.reshard()
 
 
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield tensors of one dtype in groups that are sent together."""
     for _, same in itertools.groupby(sorted(tensors, key=lambda x: str(x.dtype)), key=lambda x: x.dtype):
         bucket: list[Tensor] = []
         size = 0

@@ -1,0 +1,47 @@
+"""Settings of the video domain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fewstep.core.errors import check
+from fewstep.core.models.settings import ModelConfig
+from fewstep.core.networks.roles import RolesConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoDataConfig:
+    """Where prompts come from: a file of ``prompts``, or a folder ``prepared`` with their embeddings.
+
+    ``path``: the file or folder; ``column``: of a table of prompts; ``prompts``: some in the config itself, instead.
+    """
+
+    source: Literal["prompts", "prepared"] = "prompts"
+    path: str = ""
+    column: str = ""
+    prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        given = bool(self.path), bool(self.prompts)
+        check(any(given), f"domain.data.path is missing: source={self.source} needs it")
+        check(not all(given), "domain.data.path and domain.data.prompts: give one of the two")
+        check(not self.prompts or self.source == "prompts", "domain.data.prompts belongs to source=prompts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoConfig:
+    """The video domain.
+
+    ``teacher``: a text-to-video pipeline: a folder with ``model_index.json``, a hub id, or ``tiny:wan`` and the like
+    for random weights. ``eval_prompts``: a file of prompts to look at students under (empty: those of the data).
+    """
+
+    teacher: str = ""
+    model: ModelConfig = ModelConfig()
+    data: VideoDataConfig
+    roles: RolesConfig = RolesConfig()
+    eval_prompts: str = ""
+
+    def __post_init__(self) -> None:
+        check(bool(self.teacher), "domain.teacher is missing: name a folder, a hub id, or tiny:wan")

@@ -1,0 +1,83 @@
+"""The video domain: prompts in, a few-step student of a text-to-video pipeline out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fewstep.core.cli.main import domain_main
+from fewstep.core.domain import Domain, find_domain
+from fewstep.core.training.config import config_names, load_config
+from fewstep.video.domain import DOMAIN, measure, strips
+
+TINY = [name for name in config_names(DOMAIN) if name.endswith("-tiny")]
+
+
+def run(*argv: str) -> int:
+    return domain_main("video", argv)
+
+
+def test_it_is_a_domain():
+    assert isinstance(find_domain("video"), Domain)
+
+
+def test_motion_of_a_still_is_zero_and_of_a_flicker_its_size():
+    still = torch.full((2, 3, 5, 4, 4), 0.25)
+    assert measure(still) == {"contrast": 0.0, "motion": 0.0}
+    flicker = torch.zeros(1, 3, 4, 4, 4)
+    flicker[:, :, 1::2] = 0.5
+    assert_close(measure(flicker)["motion"], 0.5)
+    assert measure(torch.zeros(1, 3, 1, 4, 4))["motion"] == 0.0
+
+
+def test_a_strip_starts_with_the_first_frame_and_ends_with_the_last():
+    video = torch.arange(9.0).reshape(1, 1, 9, 1, 1).expand(1, 3, 9, 2, 2)
+    strip = strips(video)
+    assert strip.shape == (1, 3, 2, 8)
+    assert strip[0, 0, 0].tolist() == [0.0, 0.0, 3.0, 3.0, 5.0, 5.0, 8.0, 8.0]
+    assert strips(video[:, :, :2]).shape == (1, 3, 2, 4)
+
+
+@pytest.mark.parametrize("name", config_names(DOMAIN))
+def test_shipped_configs_are_read(name):
+    config = load_config(name, domain=DOMAIN)
+    assert config.recipe_name == name.split("-")[0]
+    twin = name.removesuffix("-tiny")
+    if twin != name:
+        assert load_config(twin, domain=DOMAIN).domain.roles.mode == config.domain.roles.mode
+
+
+@pytest.mark.parametrize("name", [TINY[0], *[pytest.param(name, marks=pytest.mark.slow) for name in TINY[1:]]])
+def test_a_tiny_twin_trains_samples_and_exports(name, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run("train", "--config", name, "--out", str(out)) == 0
+    assert run("sample", str(out), "--prompt", "a paper boat", "--teacher-steps", "2") == 0
+    assert (out / "samples.png").is_file()
+    assert run("export", str(out)) == 0
+    card = (out / "export" / "README.md").read_text(encoding="utf-8")
+    assert "num_frames" in card
+    assert capsys.readouterr().out.endswith("export\n")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["recipe.name=dmd2"], "domain."),
+        (["recipe.name=dmd2", "domain.teacher=tiny:sd", "domain.data.prompts=[a]"], "use the domain image"),
+        (["recipe.name=dmd2", "domain.teacher=tiny:wan"], "domain.data.path is missing"),
+        (
+            ["recipe.name=dmd2", "domain.teacher=tiny:wan", "domain.data.prompts=[a]", "domain.model.frames=6"],
+            "takes 4k+1 frames",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(settings, message, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run("train", "--out", str(out), *settings) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path(out).exists()
