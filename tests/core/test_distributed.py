@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib.resources import files
@@ -117,56 +118,51 @@ def test_shipped_launch_configs_are_known():
     assert shipped() == ["cpu.yaml", "ddp.yaml", "fsdp2.yaml", "multi-node.yaml", "zero2.yaml"]
 
 
-@pytest.mark.parametrize("name", shipped())
-def test_shipped_launch_configs_are_what_accelerate_reads(name):
-    """Accelerate's own loader, its own launcher's reading of it, and the environment it gives the processes."""
+def environment_of(name: str) -> dict[str, str]:
+    """What accelerate's own launcher puts into the environment of the processes."""
     from accelerate.commands.config.config_args import load_config_from_file
-    from accelerate.commands.launch import _validate_launch_args, launch_command_parser
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     path = str(files("fewstep.core") / "launch" / name)
     config = load_config_from_file(path)
     assert config.num_processes >= 2
     assert config.mixed_precision == "no"  # the run's own setting decides
-    args, *_ = _validate_launch_args(launch_command_parser().parse_args(["--config_file", path, "train.py"]))
+    args, *_ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", path, "train.py"]))
     assert args.num_processes == config.num_processes
     assert args.num_machines == (2 if name == "multi-node.yaml" else 1)
-    if name == "fsdp2.yaml":
-        environment = prepare_multi_gpu_env(args)
-        assert (environment["ACCELERATE_USE_FSDP"], environment["FSDP_VERSION"]) == ("true", "2")
-        assert environment["FSDP_RESHARD_AFTER_FORWARD"] == "true"
-    elif name == "zero2.yaml":
-        _, environment = prepare_deepspeed_cmd_env(args)
-        assert (environment["ACCELERATE_USE_DEEPSPEED"], environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"]) == (
-            "true",
-            "2",
-        )
-    else:
-        environment = prepare_multi_gpu_env(args)
-        assert not {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & environment.keys()
+    if not args.use_deepspeed:
+        return prepare_multi_gpu_env(args)
+    args.deepspeed_fields_from_accelerate_config = ",".join(config.deepspeed_config)
+    return prepare_deepspeed_cmd_env(args)[1]
 
 
-@pytest.mark.parametrize(("kind", "stage", "found"), [("FSDP", 0, (True, 0)), ("DEEPSPEED", 2, (False, 2)),
-                                                      ("DEEPSPEED", 1, (False, 1)), ("MULTI_GPU", 0, (False, 0))])  # fmt: skip
-def test_the_world_reads_what_accelerate_says(monkeypatch, kind, stage, found):
-    set_up(monkeypatch, kind, stage)
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_launch_configs_mean_to_the_world_what_they_say(monkeypatch, name):
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    for key, value in environment_of(name).items():
+        if key.startswith(("ACCELERATE_", "FSDP_")):
+            monkeypatch.setenv(key, value)
+    sharded, zero = (os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED"))
+    plugin = FullyShardedDataParallelPlugin() if sharded else None
+    stage = int(os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"]) if zero else 0
+    set_up(monkeypatch, "FSDP" if sharded else "DEEPSPEED" if zero else "MULTI_GPU", stage, plugin)
     world = World()
-    assert (world.shards, world.zero_stage) == found
+    assert (world.shards, world.reshard) == (name == "fsdp2.yaml", True)
+    assert world.zero_stage == (2 if name == "zero2.yaml" else 0)
     assert (world.rank, world.size, world.main) == (1, 2, False)
 
 
 def test_zero_stage_three_is_refused(monkeypatch):
     set_up(monkeypatch, "DEEPSPEED", 3)
-    with pytest.raises(UserError, match="fsdp2.yaml"):
+    with pytest.raises(UserError, match="use launch"):
         World()
 
 
-def set_up(monkeypatch, kind: str, stage: int) -> None:
+def set_up(monkeypatch, kind: str, stage: int, fsdp: object = None) -> None:
     """Stand in for an accelerator and a process group as a launch makes them."""
-    plugins = SimpleNamespace(
-        fsdp_plugin=SimpleNamespace(fsdp_version=2, reshard_after_forward=True),
-        deepspeed_plugin=SimpleNamespace(zero_stage=stage),
-    )
+    plugins = SimpleNamespace(fsdp_plugin=fsdp, deepspeed_plugin=SimpleNamespace(zero_stage=stage))
     stand_in = SimpleNamespace(device=torch.device("cpu"), distributed_type=kind, state=plugins)
     monkeypatch.setattr("accelerate.Accelerator", lambda **options: stand_in)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)

@@ -62,7 +62,7 @@ def test_blocks_of_a_family_hold_its_weights_once(name):
     inside = [id(p) for block in blocks for p in block.parameters()]
     assert len(inside) == len(set(inside))
     sizes = {id(p): p.numel() for p in backbone.network.parameters()}
-    assert sum(sizes[each] for each in inside) > 0.5 * sum(sizes.values())
+    assert sum(sizes[each] for each in inside) > 0.4 * sum(sizes.values())
 
 
 def test_adapters_leave_the_blocks_as_they_are():

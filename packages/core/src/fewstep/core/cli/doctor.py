@@ -18,7 +18,14 @@ from fewstep.core.errors import TrainingError
 from fewstep.core.report.tables import table
 from fewstep.core.training.folder import check_run, environment
 
-OPTIONAL = {"wandb": "tracking", "trackio": "tracking", "decord": "video", "gsplat": "splats on a GPU"}
+OPTIONAL = {
+    "wandb": "tracking",
+    "deepspeed": "ZeRO",
+    "bitsandbytes": "8-bit optimizers",
+    "trackio": "tracking",
+    "decord": "video",
+    "gsplat": "splats on a GPU",
+}
 
 
 def examine(args: Namespace) -> None:

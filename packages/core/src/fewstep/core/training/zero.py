@@ -39,7 +39,7 @@ class ZeroStepper(Stepper):
         for parameter in parameters:
             check(
                 id(parameter) not in world.engines,
-                "two phases train the same parameters, which DeepSpeed's ZeRO cannot: launch with ddp.yaml or fsdp2.yaml",
+                "two phases train the same parameters, which DeepSpeed's ZeRO cannot: use ddp.yaml or fsdp2.yaml",
             )
             world.engines.add(id(parameter))
         self.parameters, self.world = list(parameters), world
