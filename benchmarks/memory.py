@@ -124,7 +124,7 @@ def resident(trainer: Trainer) -> int:
     modules += [module.network for module in modules if hasattr(module, "network")]
     tensors = [x for module in modules for x in (*module.parameters(), *module.buffers())]
     for runner in trainer.runners.values():
-        tensors += [x for state in runner.optimizer.state.values() for x in state.values()]
+        tensors += [x for state in runner.stepper.optimizer.state.values() for x in state.values()]
     tensors += [x for ema in trainer.emas.values() for x in ema.averages()]
     return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
 

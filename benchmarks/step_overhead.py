@@ -123,7 +123,7 @@ def bare_step(trainer: Trainer, calls: dict[str, list[Call]], clock: Callable[[]
     seconds = 0.0
     for phase, made in calls.items():
         trainer.cast.enter(phase)
-        optimizer = trainer.runners[phase].optimizer
+        optimizer = trainer.runners[phase].stepper.optimizer
         inputs = [call.x.clone().requires_grad_(call.x_grad) for call in made]
         synchronize(trainer.world)
         since = clock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from core.memory_bed import load_benchmark
 from torch.testing import assert_close
 
 from fewstep.core.domain import Problem, find_domain
@@ -19,6 +20,7 @@ from fewstep.core.training.world import World
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
+bench = load_benchmark()
 TINY = ("domain.data.source=digits", "domain.data.caption=the digit {}", "train.batch=4", "train.steps=3")
 
 
@@ -77,20 +79,10 @@ def test_the_numbers_are_the_cpus(recipe):
         assert_close(found[DEVICE][name], value, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("checkpointing", ["false", "true"])
-def test_the_plan_is_what_the_allocator_sees(checkpointing):
-    config = load_config(
-        None,
-        [
-            "domain.teacher=digits", "recipe.name=dmd2", "recipe.fake_updates=1", "train.batch=2048", "train.steps=2",
-            "domain.roles.mode=lora", f"domain.roles.checkpointing={checkpointing}",
-        ],
-        domain=find_domain("image"),
-    )  # fmt: skip
-    predicted = plan(config).peak
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    trained(config, steps=2)
-    measured = torch.cuda.max_memory_allocated() - before
-    assert abs(predicted / measured - 1) < 0.1, f"planned {predicted / 2**20:.0f} MiB, took {measured / 2**20:.0f} MiB"
+@pytest.mark.parametrize("name", ["dmd2, LoRA", "dmd2, LoRA, guidance", "fine-tuning, full"])
+def test_the_plan_is_what_the_allocator_sees(name):
+    network = bench.NETWORKS["sd"]
+    config = bench.settings(["train.batch=2", "train.precision=bf16", *bench.CASES[name]])
+    predicted = plan(config, build=lambda world: bench.make_problem(network, config, world.device)).peak
+    took = bench.measured(config, *bench.make_problem(network, config, torch.device(DEVICE)))
+    assert abs(predicted / took - 1) < 0.1, f"planned {predicted / 2**20:.0f} MiB, took {took / 2**20:.0f} MiB"
