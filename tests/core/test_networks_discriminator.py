@@ -58,6 +58,23 @@ def test_features_are_the_outputs_of_the_modules():
     assert torch.equal(middle, state["out"])
 
 
+class Streams(nn.Module):
+    """Returns two streams, as blocks with one for the prompt do."""
+
+    def forward(self, x):
+        return None, x + 1
+
+
+def test_a_tap_names_one_of_several_outputs():
+    root, x = nn.Sequential(Streams()), noise(2, 3)
+    with tapped(root, ("0:1",)) as caught:
+        root(x)
+    assert torch.equal(caught["0:1"], x + 1)
+    for name, message in (("0:2", "no tensor"), ("0:x", "after the colon"), ("1:1", "no module '1'")):
+        with pytest.raises(UserError, match=message), tapped(root, (name,)):
+            root(x)
+
+
 def test_the_forward_ends_at_the_last_feature():
     net, ran = trunk(), []
     net.backbone.unet.conv_out.register_forward_hook(lambda *a: ran.append(1))

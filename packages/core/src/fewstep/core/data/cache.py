@@ -158,8 +158,11 @@ class CacheWriter:
             self._go_on(read_index(folder))
             return
         check_room(folder, self.index)
-        with self._disk():
+        try:
             folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be made ({error.strerror}): give another --out") from error
+        with self._disk():
             write_text(folder / CAPTIONS, "".join(f"{json.dumps(caption)}\n" for caption in captions))
             write_tensors(folder / ROWS, {"rows": torch.tensor(list(rows), dtype=torch.int64)})
             self._note(CAPTIONS, ROWS)
@@ -193,7 +196,7 @@ class CacheWriter:
             self._note(NULL)
 
     def write(self, kind: Kind, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write a shard; TrainingError for tensors unlike those of the other shards, or not finite."""
+        """Write a shard; TrainingError for rows too few, too many, unlike the other shards', or not finite."""
         spec = spec_of(tensors)
         if self.index.tensors.setdefault(kind, spec) != spec:
             raise TrainingError(
@@ -202,6 +205,11 @@ class CacheWriter:
         for key, value in tensors.items():
             if value.is_floating_point() and not bool(value.isfinite().all()):
                 raise TrainingError(f"{self.folder / name}: '{key}' is not finite: encode in fp32 or bf16 (--dtype)")
+        start, stop = next((first, last) for shard, first, last in self.index.shards(kind) if shard == name)
+        lengths = {len(value) for value in tensors.values()}
+        whole = lengths == {stop - start} if kind == "text" else len(lengths) == 1 and max(lengths) <= stop - start
+        if not whole:
+            raise TrainingError(f"{self.folder / name}: {sorted(lengths)} rows for {stop - start} of {kind}")
         with self._disk():
             write_tensors(self.folder / name, tensors)
             self.index.counts[name] = len(next(iter(tensors.values())))

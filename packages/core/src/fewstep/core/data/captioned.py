@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, runtime_checkable
@@ -12,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core.data.damage import BadFiles, Damaged
-from fewstep.core.data.prompts import MAX_BYTES, decode, parse_json, pick_column, table_rows
-from fewstep.core.data.reading import UNREADABLE, image_files, read_image
+from fewstep.core.data.prompts import MAX_BYTES, decode, parse_json, pick_column, read_prompts, table_rows
+from fewstep.core.data.prompts import SUFFIXES as PROMPT_SUFFIXES
+from fewstep.core.data.reading import SUFFIXES, UNREADABLE, image_files, read_image
 from fewstep.core.errors import UserError, check
 
 log = logging.getLogger("fewstep.data")
@@ -21,6 +23,7 @@ log = logging.getLogger("fewstep.data")
 METADATA = ("metadata.jsonl", "metadata.csv")
 FILE_NAME = "file_name"
 MAX_CAPTION = 2**16  # bytes
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of archives
 
 
 @runtime_checkable
@@ -92,11 +95,31 @@ def open_captioned(path: str | Path, column: str = "", max_bad_share: float = 0.
 
     Archives: a ``.tar``, a folder of them, a pattern with ``*``, or a brace range. UserError for anything else.
     """
-    from fewstep.core.data.tars import TarShards, is_archives
+    from fewstep.core.data.tars import TarShards
 
     if is_archives(path):
         return TarShards(path, column, max_bad_share)
     return CaptionedFolder(Path(path).expanduser(), column, max_bad_share)
+
+
+def is_archives(path: str | Path) -> bool:
+    """Return whether a path means tar archives: by its name, or as a folder with some and without pictures."""
+    if str(path).endswith(".tar") or RANGE.search(str(path)) or "*" in Path(path).name:
+        return True
+    folder = Path(path).expanduser()
+    if not folder.is_dir() or not any(folder.glob("*.tar")):
+        return False
+    return not any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
+
+
+def open_data(path: str | Path, column: str = "", max_bad_share: float = 0.01) -> Captioned | list[str]:
+    """Return captioned pictures, or the prompts of a file; UserError when a path is neither."""
+    file = Path(path).expanduser()
+    if file.suffix.lower() in PROMPT_SUFFIXES and not file.is_dir():
+        return read_prompts(file, column)
+    known = f"{path}: give prompts ({', '.join(PROMPT_SUFFIXES)}), a folder of captioned images, or .tar archives"
+    check(file.is_dir() or is_archives(path), f"{known}; this is {'none of them' if file.exists() else 'not there'}")
+    return open_captioned(path, column, max_bad_share)
 
 
 def count_missing(where: str, missing: Sequence[str], total: int, max_bad_share: float, advice: str) -> None:

@@ -44,8 +44,15 @@ class Cost:
     def __str__(self) -> str:
         """Return the cost in words."""
         what = f"{self.samples} {'pictures' if self.pictures else 'prompts'}, {self.texts} different captions"
-        size = f"{self.bytes / GIB:.2f} GiB" if self.bytes >= GIB / 10 else f"{self.bytes / 2**20:.1f} MiB"
-        return f"{what}: {size} on the disk"
+        return f"{what}: {in_units(self.bytes)} on the disk"
+
+
+def in_units(size: int) -> str:
+    """Return a number of bytes as people write it."""
+    for unit, least in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= least:
+            return f"{size / least:.1f} {unit}"
+    return f"{size} bytes"
 
 
 def prepare(
@@ -53,7 +60,7 @@ def prepare(
     data: Captioned | Sequence[str],
     out: Path,
     *,
-    samples_per_shard: int = 1024,
+    samples_per_shard: int = 512,
     dtype: DtypeName = "fp32",
     device: torch.device | str = "cpu",
     batch: int = 8,

@@ -108,7 +108,7 @@ class Prepared:
         for name, start, stop in self._latent_shards:
             self._starts.append(len(self.rows))
             samples = self._tensor(name, SAMPLES, slice(None)).tolist()
-            if not all(start <= sample < stop for sample in samples):
+            if len(samples) != self.index.counts.get(name) or not all(start <= i < stop for i in samples):
                 raise UserError(f"{self.folder / name}: damaged, its samples are others than the index says: {AGAIN}")
             self.rows += [rows[sample] for sample in samples]
 

@@ -98,11 +98,16 @@ def _rows(file: Path, suffix: str, column: str) -> Iterator[Row]:
 def table_rows(file: Path, lines: Sequence[str], delimiter: str) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Yield the rows of a table with a header, each with where it stands; UserError for a malformed one."""
     reader = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
+    first = 1  # line of the row being read, which may be several
     try:
         names = next(reader, [])
         check(len(set(names)) == len(names), f"{file}, line 1: a column twice in the header; rename one")
-        for row in reader:
-            where = f"line {reader.line_num}"
+        while True:
+            first = reader.line_num + 1
+            row = next(reader, None)
+            if row is None:
+                return
+            where = f"line {first}"
             if row:
                 check(
                     len(row) == len(names),
@@ -111,7 +116,7 @@ def table_rows(file: Path, lines: Sequence[str], delimiter: str) -> Iterator[tup
                 )
                 yield where, dict(zip(names, row, strict=True))
     except csv.Error as error:
-        raise UserError(f"{file}, line {reader.line_num}: {error}; mend the quoting there") from error
+        raise UserError(f"{file}, line {first}: {error}; mend the quoting there") from error
 
 
 def _json_lines(file: Path, lines: Sequence[str]) -> Iterator[Row]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ MAX_PIXELS = 100_000_000
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
-def read_image(source: Path | BinaryIO, channels: int) -> Float[Tensor, "c h w"]:
+def read_image(source: Path | io.BytesIO, channels: int) -> Float[Tensor, "c h w"]:
     """Return a picture in [0, 1] with 1 or 3 channels, upright.
 
     Alpha is composited on white, 16 bits keep their precision, CMYK and palettes become RGB, the first frame of an

@@ -56,13 +56,6 @@ class Latents(Protocol):
         """
 
 
-class Encoder(Protocol):
-    """What makes latents of pixels: an autoencoder, wherever it is kept."""
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Return latents "b *d" of pixels "b c *s" in [-1, 1]."""
-
-
 @dataclass(frozen=True)
 class EncodedTexts:
     """Prompts encoded in memory."""
@@ -139,15 +132,16 @@ def blank_source(teacher: Teacher, dtype: torch.dtype, *, pictures: bool) -> tup
 
 
 class EncodedPictures:
-    """Random crops of pictures, encoded when they are asked for; ``codec`` stays on its device.
+    """Random crops of pictures, encoded when they are asked for.
 
-    A picture is resized until the crop just fits, aspect kept. ``flip``: mirror half of the crops. Pictures are encoded
-    one at a time: a sample's bits do not depend on its company.
+    ``encode``: "1 c h w" in [-1, 1] to a latent, such as a codec's. A picture is resized until the crop just fits,
+    aspect kept. ``flip``: mirror half of the crops. Pictures are encoded one at a time: a sample's bits do not depend
+    on its company.
     """
 
-    def __init__(self, pictures: Captioned, codec: Encoder, size: Size, flip: bool = False) -> None:
+    def __init__(self, pictures: Captioned, encode: Callable[[Tensor], Tensor], size: Size, flip: bool = False) -> None:
         check(size.frames == 1, f"pictures have no {size.frames} frames: give videos, or frames=1")
-        self.pictures, self.codec, self.size, self.flip = pictures, codec, size, flip
+        self.pictures, self.encode, self.size, self.flip = pictures, encode, size, flip
 
     def latents(self, samples: Sequence[int], rng: Rng) -> tuple[list[int], Float[Tensor, "b *d"]]:
         """Return crops "b *d"; TrainingError when no picture can be read."""
@@ -158,7 +152,7 @@ class EncodedPictures:
             index, picture = readable(self.pictures, sample)
             crop = crop_to(picture, self.size, corner)
             shown.append(index)
-            latents.append(self.codec.encode((crop.flip(-1) if mirror else crop)[None] * 2 - 1))
+            latents.append(self.encode((crop.flip(-1) if mirror else crop)[None] * 2 - 1))
         return shown, torch.cat(latents)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import io
 import logging
-import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import BinaryIO
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.core.data.captioned import MAX_CAPTION, count_missing, digest_of, read_caption
+from fewstep.core.data.captioned import MAX_CAPTION, RANGE, count_missing, digest_of, read_caption
 from fewstep.core.data.damage import BadFiles, Damaged
 from fewstep.core.data.reading import SUFFIXES, UNREADABLE, read_image
 from fewstep.core.errors import UserError, check
@@ -29,7 +28,6 @@ log = logging.getLogger("fewstep.data")
 BLOCK = tarfile.BLOCKSIZE
 MAX_NAME = 2**16  # bytes of an extended header
 MAX_ARCHIVES = 100_000
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SIZED = (*tarfile.REGULAR_TYPES, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
 
 
@@ -112,16 +110,6 @@ class TarShards:
             raise Damaged(name) from error
 
 
-def is_archives(path: str | Path) -> bool:
-    """Return whether a path means tar archives: by its name, or as a folder with some and without pictures."""
-    if str(path).endswith(".tar") or _RANGE.search(str(path)) or "*" in Path(path).name:
-        return True
-    folder = Path(path).expanduser()
-    if not folder.is_dir() or not any(folder.glob("*.tar")):
-        return False
-    return not any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
-
-
 def find_archives(path: str | Path) -> list[Path]:
     """Return the archives a path, a pattern, a folder or a brace range means; UserError when one is missing."""
     given = str(Path(path).expanduser())
@@ -136,7 +124,7 @@ def find_archives(path: str | Path) -> list[Path]:
 
 
 def _expand(text: str) -> Iterator[str]:
-    braces = _RANGE.search(text)
+    braces = RANGE.search(text)
     if braces is None:
         yield text
         return

@@ -32,9 +32,20 @@ def write_text(path: Path, text: str) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors."""
-    # a clone each: views share memory, which the format refuses
-    owned = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-    write_whole(path, lambda aside: save_file(owned, aside))
+    owned: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        own = value.detach().cpu().contiguous()
+        storages = {other.untyped_storage().data_ptr() for other in owned.values()}
+        # the format refuses tensors that share memory
+        owned[name] = own.clone() if own.untyped_storage().data_ptr() in storages else own
+
+    def write(aside: Path) -> None:
+        aside.touch()
+        mode = aside.stat().st_mode
+        save_file(owned, aside)
+        aside.chmod(mode)  # safetensors may give a file to its owner only
+
+    write_whole(path, write)
 
 
 def sha256(path: Path) -> str:

@@ -66,7 +66,7 @@ def build_text_problem(
     check(config.sample_set == 0, "domain.sample_set: images themselves are optimised with the digits' teachers only")
     teacher = find_teacher(config)
     decoder = Decoder(teacher, config.model, device)
-    data = load_text_data(config, teacher, decoder, device)
+    data = load_text_data(config, teacher, decoder.encode, device)
     metrics = TextMetrics(config, data, decoder.decode)
 
     def render(rows: Sequence[tuple[str, Tensor]], stem: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from fewstep.core.data.prompts import read_prompts
 from fewstep.core.data.reading import fit_channels
 from fewstep.core.data.source import (
     EncodedPictures,
-    Encoder,
     Texts,
     TextSource,
     blank_source,
@@ -93,16 +92,20 @@ class TextData:
         return torch.stack([crop_to(row, self.teacher.size, (0.5, 0.5)) for row in rows]) * 2 - 1
 
 
-def load_text_data(config: ImageConfig, teacher: Teacher, codec: Encoder, device: torch.device | str) -> TextData:
+def load_text_data(
+    config: ImageConfig, teacher: Teacher, encode: Callable[[Tensor], Tensor], device: torch.device | str
+) -> TextData:
     """Return the data of a config with its prompts encoded; text encoders are freed again.
 
-    On the device ``meta`` shapes take the place of data. Raises UserError for sources that say nothing to a text model, and for files that cannot be read.
+    ``encode``: pixels in [-1, 1] to latents. On the device ``meta`` shapes take the place of data. Raises UserError for
+    sources that say nothing to a text model, and for files that cannot be read.
     """
     data, dtype = config.data, DTYPES[config.model.dtype]
     if torch.device(device).type == "meta":
         blank, texts = blank_source(teacher, dtype, pictures=data.source != "prompts")
         return TextData(blank, teacher, texts.null, texts.captions, texts.cond, None, None, "shapes only")
     if data.source == "prepared":
+        check(not data.flip, "domain.data.flip: prepared latents cannot be mirrored: leave it out, or use captions")
         prepared = Prepared(Path(data.path).expanduser(), teacher)
         source = TextSource(prepared, prepared if prepared.has_latents else None)
         return _shown(config, TextData(source, teacher, prepared.null, (), {}, None, None, data.path), prepared, device)
@@ -112,7 +115,7 @@ def load_text_data(config: ImageConfig, teacher: Teacher, codec: Encoder, device
         texts = encode_texts(
             teacher, captions, device=device, dtype=dtype, done=lambda count: bar.update(count - bar.n) and None
         )
-    latents = None if pictures is None else EncodedPictures(pictures, codec, teacher.size, data.flip)
+    latents = None if pictures is None else EncodedPictures(pictures, encode, teacher.size, data.flip)
     about = f"{len(captions)} samples of {data.path or data.source}"
     found = TextData(TextSource(texts, latents), teacher, texts.null, (), {}, None, pictures, about)
     return _shown(config, found, texts, device)

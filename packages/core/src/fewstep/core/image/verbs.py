@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 from fewstep.core.verb import Verb
@@ -32,7 +32,60 @@ def _demo(args: Namespace) -> None:
     run_demo(args.out, from_scratch=args.from_scratch)
 
 
+def _size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides):
+        raise ArgumentTypeError(f"'{text}' is not a size such as 512 or 512x768 (height x width)")
+    return int(sides[0]), int(sides[-1])
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ArgumentTypeError(f"'{text}' is not a share from 0 to 1")
+    return share
+
+
+def _prepare_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--teacher", required=True, metavar="NAME", help="a pipeline: folder, hub id or tiny:FAMILY")
+    parser.add_argument(
+        "--data", required=True, metavar="PATH", help="prompts, a folder of captioned images, or webdataset archives"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to (prepared/<data>-<teacher>)")
+    parser.add_argument("--column", default="", metavar="NAME", help="of the text (text, caption or prompt)")
+    parser.add_argument("--size", type=_size, metavar="HxW", help="pixels of the centre crops (the teacher's own)")
+    parser.add_argument(
+        "--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="to encode and keep in (fp32)"
+    )
+    parser.add_argument("--device", default="", help="to encode on (cuda where there is one)")
+    parser.add_argument("--batch", type=_positive, default=8, metavar="N", help="pictures encoded at a time (8)")
+    parser.add_argument("--samples-per-shard", type=_positive, default=512, metavar="N", help="in a file (512)")
+    parser.add_argument(
+        "--max-bad-share", type=_share, default=0.01, metavar="X", help="of damaged or uncaptioned pictures (0.01)"
+    )
+    parser.add_argument("--negative", metavar="TEXT", help="the unconditional prompt (the pipeline's own)")
+    parser.add_argument("--revision", default="", help="of a hub id")
+    parser.add_argument("--variant", default="", help="of the weight files, such as fp16")
+    parser.add_argument("--dry-run", action="store_true", help="only say what it will take")
+
+
+def _prepare(args: Namespace) -> None:
+    from fewstep.core.image.preparing import prepare_data
+
+    prepare_data(args)
+
+
 VERBS = {
     "classifier": Verb("train the digits classifier that metrics use", _classifier_arguments, _classifier),
     "demo": Verb("train few-step students of the digits teacher in minutes, and draw them", _demo_arguments, _demo),
+    "prepare": Verb("encode captions and pictures once, for runs to read them", _prepare_arguments, _prepare),
 }

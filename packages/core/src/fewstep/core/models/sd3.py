@@ -52,8 +52,7 @@ class StableDiffusion3(Family):
         most = int(network["pos_embed_max_size"]) * self.patch(network) * self.compression(vae)
         check(
             max(size.height, size.width) <= most,
-            f"{size.height}x{size.width} pixels: this {self.name} model has positions for sides up to {most}, which "
-            "are multiples of its patch",
+            f"{size.height}x{size.width} pixels: this {self.name} model has positions for sides up to {most} only",
         )
         return shape
 

@@ -34,9 +34,10 @@ class DiscriminatorConfig:
     """What a discriminator looks at and how.
 
     ``source``: ``features`` of the denoiser the recipe names, or the ``samples`` themselves (flattened, small problems
-    only). ``taps``: the network's ``bottleneck``, all ``blocks``, or module names. ``head``: ``learned`` convolutions
-    (or per-token layers), or ``mean``, the channel mean of the features, without parameters (SiDA, arXiv 2410.14919).
-    ``width`` of the heads; ``time`` and ``label`` conditioning; ``spectral_norm`` on their layers.
+    only). ``taps``: the network's ``bottleneck``, all ``blocks``, or module names (``name:1``: the second output).
+    ``head``: ``learned`` convolutions (or per-token layers), or ``mean``, the channel mean of the features, without
+    parameters (SiDA, arXiv 2410.14919). ``width`` of the heads; ``time`` and ``label`` conditioning; ``spectral_norm``
+    on their layers.
     """
 
     source: Literal["features", "samples"] = "features"

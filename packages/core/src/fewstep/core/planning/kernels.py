@@ -103,8 +103,10 @@ class GpuKernels(TorchFunctionMode):
             return torch.zeros(args[0].shape, dtype=args[0].dtype, device="cpu").tolist()
         if self.lower is not None:
             args, given = self._cast(getattr(func, "__name__", ""), args, given)
-        if func is F.scaled_dot_product_attention and not _only_plain() and args[0].is_meta and args[0].ndim > 2:
-            return _FusedAttention.apply(*args[:3])
+        if func is F.scaled_dot_product_attention and not _only_plain():
+            q, k, v = (*args, *(given[name] for name in ("query", "key", "value") if name in given))[:3]
+            if q.is_meta and q.ndim > 2:
+                return _FusedAttention.apply(q, k, v)
         return func(*args, **given)
 
     def _cast(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
