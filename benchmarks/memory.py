@@ -168,7 +168,11 @@ def main() -> None:
         found = planned if args.planned_only else measured(config, *make_problem(network, config, device)) / 2**20
         first = first or (planned, found)
         ratios = planned / first[0], found / first[1]
-        seen = f"{'':13} {'':6} {'':16}" if args.planned_only else f"{found:13.1f} {ratios[1]:6.3f} {planned / found:16.3f}"
+        seen = (
+            f"{'':13} {'':6} {'':16}"
+            if args.planned_only
+            else f"{found:13.1f} {ratios[1]:6.3f} {planned / found:16.3f}"
+        )
         above = "  above the limit" if "LoRA" in name and max(ratios) > LIMIT else ""
         print(f"{name:22} {planned:12.1f} {ratios[0]:6.3f} {seen}{above}")
         gc.collect()

@@ -14,15 +14,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 # PyTorch's lists for CUDA ("CUDA Ops that can autocast to float16 / to float32"), those that networks here meet
-LOWER = frozenset(
-    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul __matmul__ __rmatmul__ mm "
-    "bmm baddbmm addmm addbmm einsum scaled_dot_product_attention prelu".split()
-)
-HIGHER = frozenset(
-    "layer_norm group_norm instance_norm softmax log_softmax softplus exp expm1 log log2 log10 log1p pow __pow__ "
-    "__rpow__ rsqrt reciprocal cumsum cumprod norm renorm cosine_similarity cdist mse_loss l1_loss smooth_l1_loss "
-    "huber_loss binary_cross_entropy_with_logits cross_entropy nll_loss kl_div".split()
-)
+LOWER = frozenset((
+    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "matmul",
+    "__matmul__", "__rmatmul__", "mm", "bmm", "baddbmm", "addmm", "addbmm", "einsum", "scaled_dot_product_attention",
+    "prelu",
+))  # fmt: skip
+HIGHER = frozenset((
+    "layer_norm", "group_norm", "instance_norm", "softmax", "log_softmax", "softplus", "exp", "expm1", "log", "log2",
+    "log10", "log1p", "pow", "__pow__", "__rpow__", "rsqrt", "reciprocal", "cumsum", "cumprod", "norm", "renorm",
+    "cosine_similarity", "cdist", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
+    "binary_cross_entropy_with_logits", "cross_entropy", "nll_loss", "kl_div",
+))  # fmt: skip
 WIDENED = frozenset(["sum", "prod"])  # the result is float32, the input is left as it is
 
 
@@ -46,8 +48,8 @@ class _FusedAttention(torch.autograd.Function):
 
 
 def _only_plain() -> bool:
-    fused = torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled()
-    return not fused
+    kernels: Any = torch.backends.cuda
+    return not (kernels.flash_sdp_enabled() or kernels.mem_efficient_sdp_enabled())
 
 
 class GpuKernels(TorchFunctionMode):
@@ -72,7 +74,7 @@ class GpuKernels(TorchFunctionMode):
                 register_module_forward_pre_hook(self._before),
                 register_module_forward_hook(self._after, always_call=True),
             ]
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def close(self) -> None:
@@ -106,11 +108,17 @@ class GpuKernels(TorchFunctionMode):
         if func is F.scaled_dot_product_attention and not _only_plain():
             q, k, v = (*args, *(given[name] for name in ("query", "key", "value") if name in given))[:3]
             if q.is_meta and q.ndim > 2:
-                return _FusedAttention.apply(q, k, v)
+                return _FusedAttention.apply(q, k, v)  # type: ignore[no-untyped-call]
         return func(*args, **given)
 
     def _cast(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if name in WIDENED and self.higher is HIGHER and args and isinstance(args[0], Tensor) and args[0].dtype == self.lower:
+        if (
+            name in WIDENED
+            and self.higher is HIGHER
+            and args
+            and isinstance(args[0], Tensor)
+            and args[0].dtype == self.lower
+        ):
             return args, {"dtype": torch.float32, **kwargs}
         if name not in LOWER and name not in self.higher:
             return args, kwargs

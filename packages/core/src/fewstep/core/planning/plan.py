@@ -163,9 +163,7 @@ def _planned(config: RunConfig, problem: Problem, recipe: Recipe, world: World, 
     held = tracker.live
     parts = tuple(PartMemory(name, *what) for name, what in problem.parts.items())
     beside = sum(part.weights for part in parts if part.stays)
-    phases = [
-        _phase(trainer, phase, optimizers[phase.name] in FUSED, batch, feed, tracker) for phase in trainer.phases
-    ]
+    phases = [_phase(trainer, phase, optimizers[phase.name] in FUSED, batch, feed, tracker) for phase in trainer.phases]
     kept = sum(role.weights + role.optimizer + role.average for role in roles)
     moments = [each for each in (*phases, _between(trainer, tracker)) if each is not None]
     found = tuple(replace(each, resident=each.resident + beside) for each in moments)
@@ -174,9 +172,7 @@ def _planned(config: RunConfig, problem: Problem, recipe: Recipe, world: World, 
 
 def _shapes_of(optim: OptimConfig) -> OptimConfig:
     """Return settings whose optimizers can be made on the meta device; 8-bit states are put in afterwards."""
-    phases = {
-        name: replace(own, name="adamw") if own.name == EIGHT_BIT else own for name, own in optim.phases.items()
-    }
+    phases = {name: replace(own, name="adamw") if own.name == EIGHT_BIT else own for name, own in optim.phases.items()}
     return replace(optim, name="adamw" if optim.name == EIGHT_BIT else optim.name, phases=phases)
 
 
@@ -206,7 +202,9 @@ def _eight_bit(parameter: nn.Parameter) -> dict[str, Tensor]:
     return made | {name: torch.empty(blocks_8bit, device="meta") for name in ("absmax1", "absmax2")}
 
 
-def _phase(trainer: Trainer, phase: Phase, fused: bool, batch: Batch, feed: Feed, tracker: Tracker) -> PhaseMemory | None:
+def _phase(
+    trainer: Trainer, phase: Phase, fused: bool, batch: Batch, feed: Feed, tracker: Tracker
+) -> PhaseMemory | None:
     """Run the last update of a phase in the run on at most two micro-batches: the second has gradients to add to."""
     runner, total = trainer.runners[phase.name], trainer.config.train.steps
     step = next((step for step in range(total - 1, -1, -1) if phase.due(step)), None)
