@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
+from functools import lru_cache
 
 import pytest
 import torch
@@ -31,6 +31,7 @@ def config_of(*overrides: str) -> RunConfig:
     return load_config(None, ["train.steps=2", "train.batch=64", *overrides], domain=find_domain("image"))
 
 
+@lru_cache
 def planned(*overrides: str) -> MemoryPlan:
     return plan(config_of(*overrides), granularity=1)
 
@@ -59,8 +60,6 @@ def phase(found: MemoryPlan, name: str):
         ("recipe.name=tdm", *LORA),
         ("recipe.name=consistency",),
         ("recipe.name=ladd",),
-        ("recipe.name=scm",),
-        ("recipe.name=sid", "recipe.fake_updates=1"),
     ],
     ids=lambda overrides: " ".join(each.split("=")[-1] for each in overrides),
 )
@@ -69,11 +68,12 @@ def test_the_peak_is_what_the_profiler_sees(overrides):
     assert plan(config, granularity=1).peak == pytest.approx(took(config), rel=0.1)
 
 
-@pytest.mark.parametrize("case", ["dmd2, LoRA, guidance", "fine-tuning, full"])
-@pytest.mark.parametrize("extra", [(), (CHECKPOINTING,)], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    ("case", "extra"), [("dmd2, LoRA, guidance", (CHECKPOINTING,)), ("fine-tuning, full", ())], ids=["dmd2", "plain"]
+)
 def test_the_peak_with_attention_is_what_the_profiler_sees(case, extra):
-    network = bench.NETWORKS["small"]
-    config = bench.settings(["train.batch=4", *bench.CASES[case], *extra])
+    network = bench.NETWORKS["small"] | {"block_out_channels": (32, 64), "attention_head_dim": 2}
+    config = bench.settings(["train.batch=2", *bench.CASES[case], *extra])
     found = plan(config, granularity=1, build=lambda world: bench.make_problem(network, config, world.device))
     seen = bench.measured(config, *bench.make_problem(network, config, torch.device("cpu")))
     assert found.peak == pytest.approx(seen, rel=0.03)
@@ -263,9 +263,3 @@ def test_mistakes_are_one_line(given, word, capsys):
     said = capsys.readouterr().err
     assert word in said
     assert said.count("\n") == 1
-
-
-@pytest.fixture(autouse=True)
-def _tidy():
-    yield
-    gc.collect()

@@ -14,63 +14,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 # PyTorch's lists for CUDA ("CUDA Ops that can autocast to float16 / to float32"), those that networks here meet
-LOWER = frozenset(
-    [
-        "linear",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "matmul",
-        "__matmul__",
-        "__rmatmul__",
-        "mm",
-        "bmm",
-        "baddbmm",
-        "addmm",
-        "addbmm",
-        "einsum",
-        "scaled_dot_product_attention",
-        "prelu",
-    ]
-)
-HIGHER = frozenset(
-    [
-        "layer_norm",
-        "group_norm",
-        "instance_norm",
-        "softmax",
-        "log_softmax",
-        "softplus",
-        "exp",
-        "expm1",
-        "log",
-        "log2",
-        "log10",
-        "log1p",
-        "pow",
-        "__pow__",
-        "__rpow__",
-        "rsqrt",
-        "reciprocal",
-        "cumsum",
-        "cumprod",
-        "norm",
-        "renorm",
-        "cosine_similarity",
-        "cdist",
-        "mse_loss",
-        "l1_loss",
-        "smooth_l1_loss",
-        "huber_loss",
-        "binary_cross_entropy_with_logits",
-        "cross_entropy",
-        "nll_loss",
-        "kl_div",
-    ]
-)
+LOWER = frozenset((
+    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "matmul",
+    "__matmul__", "__rmatmul__", "mm", "bmm", "baddbmm", "addmm", "addbmm", "einsum", "scaled_dot_product_attention",
+    "prelu",
+))  # fmt: skip
+HIGHER = frozenset((
+    "layer_norm", "group_norm", "instance_norm", "softmax", "log_softmax", "softplus", "exp", "expm1", "log", "log2",
+    "log10", "log1p", "pow", "__pow__", "__rpow__", "rsqrt", "reciprocal", "cumsum", "cumprod", "norm", "renorm",
+    "cosine_similarity", "cdist", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
+    "binary_cross_entropy_with_logits", "cross_entropy", "nll_loss", "kl_div",
+))  # fmt: skip
 WIDENED = frozenset(["sum", "prod"])  # the result is float32, the input is left as it is
 
 
@@ -94,8 +48,8 @@ class _FusedAttention(torch.autograd.Function):
 
 
 def _only_plain() -> bool:
-    fused = torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled()
-    return not fused
+    kernels: Any = torch.backends.cuda
+    return not (kernels.flash_sdp_enabled() or kernels.mem_efficient_sdp_enabled())
 
 
 class GpuKernels(TorchFunctionMode):
@@ -120,7 +74,7 @@ class GpuKernels(TorchFunctionMode):
                 register_module_forward_pre_hook(self._before),
                 register_module_forward_hook(self._after, always_call=True),
             ]
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def close(self) -> None:
@@ -151,8 +105,10 @@ class GpuKernels(TorchFunctionMode):
             return torch.zeros(args[0].shape, dtype=args[0].dtype, device="cpu").tolist()
         if self.lower is not None:
             args, given = self._cast(getattr(func, "__name__", ""), args, given)
-        if func is F.scaled_dot_product_attention and not _only_plain() and args[0].is_meta and args[0].ndim > 2:
-            return _FusedAttention.apply(*args[:3])
+        if func is F.scaled_dot_product_attention and not _only_plain():
+            q, k, v = (*args, *(given[name] for name in ("query", "key", "value") if name in given))[:3]
+            if q.is_meta and q.ndim > 2:
+                return _FusedAttention.apply(q, k, v)  # type: ignore[no-untyped-call]
         return func(*args, **given)
 
     def _cast(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

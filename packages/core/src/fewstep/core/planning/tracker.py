@@ -15,64 +15,22 @@ from torch.utils._pytree import tree_iter
 CUDA_GRANULARITY = 512  # bytes: PyTorch's CUDA allocator rounds every block up to a multiple of this
 
 # results have the shape, dtype and strides of operands that agree in them
-ELEMENTWISE = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "neg",
-        "sqrt",
-        "rsqrt",
-        "square",
-        "exp",
-        "log",
-        "sigmoid",
-        "tanh",
-        "silu",
-        "gelu",
-        "relu",
-        "silu_backward",
-        "gelu_backward",
-        "sigmoid_backward",
-        "tanh_backward",
-        "reciprocal",
-        "sin",
-        "cos",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "addcmul",
-        "addcdiv",
-        "lerp",
-    ]
-)
-IN_PLACE = frozenset(
-    [
-        "add_",
-        "sub_",
-        "mul_",
-        "div_",
-        "neg_",
-        "sqrt_",
-        "zero_",
-        "fill_",
-        "copy_",
-        "clamp_",
-        "addcmul_",
-        "addcdiv_",
-        "lerp_",
-        "normal_",
-        "uniform_",
-    ]
-)
+ELEMENTWISE = frozenset((
+    "add", "sub", "mul", "div", "neg", "sqrt", "rsqrt", "square", "exp", "log", "sigmoid", "tanh", "silu", "gelu",
+    "relu", "silu_backward", "gelu_backward", "sigmoid_backward", "tanh_backward", "reciprocal", "sin", "cos",
+    "clamp", "clamp_min", "clamp_max", "addcmul", "addcdiv", "lerp",
+))  # fmt: skip
+IN_PLACE = frozenset((
+    "add_", "sub_", "mul_", "div_", "neg_", "sqrt_", "zero_", "fill_", "copy_", "clamp_", "addcmul_", "addcdiv_",
+    "lerp_", "normal_", "uniform_",
+))  # fmt: skip
 BLANK = frozenset(["zeros_like", "ones_like"])
 
 Event = tuple[int, int]
 """A key of a storage, and its bytes: positive when it is made, negative when it is freed."""
 
 
-class Tracker(TorchDispatchMode):
+class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts live bytes on the meta device while it is entered; ``events`` is what happened, in order.
 
     Sizes are rounded up to ``granularity``. Questions about values get an answer that leaves the code going: false, one
@@ -80,7 +38,7 @@ class Tracker(TorchDispatchMode):
     """
 
     def __init__(self, granularity: int = CUDA_GRANULARITY) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.granularity, self.paused = granularity, False
         self.live = 0
         self.events: list[Event] = []
