@@ -12,13 +12,13 @@ from torch import Tensor
 from fewstep.core.data.prepared import Prepared
 from fewstep.core.data.problem import Decoder, pipeline_problem
 from fewstep.core.data.prompts import read_prompts
-from fewstep.core.data.shown import encode_captions, shown_prompts
-from fewstep.core.data.source import Texts, TextSource
+from fewstep.core.data.shown import Shown, encode_captions, shown_prompts, shown_rows
+from fewstep.core.data.source import Texts, TextSource, blank_source
 from fewstep.core.denoiser import Cond
 from fewstep.core.domain import Problem
 from fewstep.core.errors import check
 from fewstep.core.image.rendering import render_rows
-from fewstep.core.models.loading import Teacher
+from fewstep.core.models.loading import DTYPES, Teacher
 from fewstep.core.models.settings import open_teacher
 from fewstep.core.process import Process
 from fewstep.core.recipe import RoleSpec
@@ -46,13 +46,7 @@ class VideoDomain:
     def build(self, config: VideoConfig, specs: Sequence[RoleSpec], seed: int, device: torch.device | str) -> Problem:
         """Return the problem with every role built; UserError for what this domain cannot give."""
         teacher = find_teacher(config)
-        texts: Texts
-        if config.data.source == "prepared":
-            texts = Prepared(config.data.path, teacher)
-        else:
-            prompts = config.data.prompts or read_prompts(config.data.path, config.data.column)
-            texts = encode_captions(teacher, prompts, config.model, device)
-        shown = shown_prompts(texts, config.eval_prompts, teacher, config.model, device)
+        source, shown = load_prompts(config, teacher, device)
         decoder = Decoder(teacher, config.model, device)
 
         def evaluate(latents: Tensor, cond: Cond) -> dict[str, float]:
@@ -66,8 +60,8 @@ class VideoDomain:
             config.model,
             config.roles,
             specs,
-            TextSource(texts),
-            texts.null,
+            source,
+            source.texts.null,
             shown.conditions,
             evaluate=evaluate,
             render=render,
@@ -86,6 +80,20 @@ def find_teacher(config: VideoConfig) -> Teacher:
         f"teacher '{config.teacher}' is a {teacher.folder.pipeline}, which makes images: use the domain image",
     )
     return teacher
+
+
+def load_prompts(config: VideoConfig, teacher: Teacher, device: torch.device | str) -> tuple[TextSource, Shown]:
+    """Return the encoded prompts to train on, and those to look at students under; shapes only on the device meta."""
+    if torch.device(device).type == "meta":
+        blank, nothing = blank_source(teacher, DTYPES[config.model.dtype], pictures=False)
+        return blank, shown_rows(nothing, [0])
+    texts: Texts
+    if config.data.source == "prepared":
+        texts = Prepared(config.data.path, teacher)
+    else:
+        prompts = config.data.prompts or read_prompts(config.data.path, config.data.column)
+        texts = encode_captions(teacher, prompts, config.model, device)
+    return TextSource(texts), shown_prompts(texts, config.eval_prompts, teacher, config.model, device)
 
 
 def measure(videos: Float[Tensor, "n c f h w"]) -> dict[str, float]:
