@@ -56,6 +56,7 @@ class Latents(Protocol):
         """
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """What makes latents of pixels: an autoencoder, wherever it is kept."""
 
