@@ -154,9 +154,10 @@ class AdapterView(ExtensibleBackbone):
         if extras:
             check(isinstance(inner, ExtensibleBackbone), f"{type(inner).__name__} takes no extra inputs: {extras}")
             inner = cast(ExtensibleBackbone, inner).with_extras(extras, seed)
-            # the base may have had embeddings before: this role trains copies of its own
-            inner.extra_inputs = trainable_copy(cast(nn.Module, inner.extra_inputs))
-            self.extra_inputs = inner.extra_inputs
+            if inner.extra_inputs is not None:  # else the network has inputs of these names itself
+                # the base may have had embeddings before: this role trains copies of its own
+                inner.extra_inputs = trainable_copy(inner.extra_inputs)
+                self.extra_inputs = inner.extra_inputs
         if isinstance(inner, ExtensibleBackbone):
             self.extras, self.num_labels = inner.extras, inner.num_labels
         # past nn.Module's bookkeeping: the base is not this view's to train, save or switch
