@@ -150,7 +150,7 @@ def test_what_the_domain_cannot_give_is_said(tmp_path, teacher):
         build(ImageConfig(teacher=""), STUDENT, TEACHER)
     with pytest.raises(UserError, match="no teacher 'digit'"):
         build(ImageConfig(teacher="digit"), TEACHER)
-    with pytest.raises(UserError, match="no unet/ and scheduler/"):
+    with pytest.raises(UserError, match="no unet/ with scheduler/"):
         build(ImageConfig(teacher=str(tmp_path)), TEACHER)
     photos = DataConfig(source="photos", size=16, channels=3, resize=16)
     with pytest.raises(UserError, match="8x8 images of 1 channel"):

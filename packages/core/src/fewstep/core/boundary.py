@@ -66,7 +66,8 @@ def lcm_scalings(
 def _check_index(process: Process) -> None:
     if not process.discrete:
         raise UserError(
-            f"the lcm boundary is defined on a table's index; {type(process).__name__} has none: use edm or jump"
+            f"the lcm boundary is defined on a table's index; {type(process).__name__} has none: set recipe.boundary "
+            "to edm or jump"
         )
 
 

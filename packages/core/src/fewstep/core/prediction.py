@@ -125,5 +125,6 @@ def check_kind(process: Process, kind: Kind, t: float) -> None:
     if kind in (Kind.EPS, Kind.SCORE) and alpha == 0.0:
         raise UserError(
             f"a network predicting '{kind.value}' says nothing of x0 at t={t:g}, where alpha is 0 "
-            f"({type(process).__name__}): use a v, x0 or flow network, or start below t_max"
+            f"({type(process).__name__} of a scheduler with zero terminal SNR): use a v, x0 or flow network, or start "
+            "below t_max (recipe.student_start, where the recipe has one)"
         )

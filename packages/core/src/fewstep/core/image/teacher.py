@@ -11,7 +11,7 @@ import torch
 from fewstep.core.denoiser import EDMScaling, NetworkDenoiser, Plain, Scaling
 from fewstep.core.errors import UserError, check, nearest
 from fewstep.core.image.settings import ImageConfig, NetworkConfig, ProcessConfig
-from fewstep.core.models.files import INDEX
+from fewstep.core.models.files import INDEX, read_json
 from fewstep.core.models.student import SCHEDULER_FILE
 from fewstep.core.networks.unet2d import UNet2DBackbone
 from fewstep.core.prediction import Kind
@@ -41,12 +41,26 @@ def teacher_folder(name: str) -> Path:
     given = Path(name).expanduser()
     for folder in (given, given / "export"):
         if (folder / "unet").is_dir() and (folder / "scheduler" / SCHEDULER_FILE).is_file():
+            _check_whole(folder)
             return folder
     if (given / "checkpoints").is_dir():
         raise UserError(f"teacher '{name}': this run has exported nothing yet; run `fewstep image export {name}` first")
     if given.exists():
-        raise UserError(f"teacher '{name}': no unet/ and scheduler/ there; give a diffusers folder, or a run's folder")
+        raise UserError(
+            f"teacher '{name}': no {INDEX}, and no unet/ with scheduler/ there; give a whole diffusers pipeline, or a "
+            "run's folder"
+        )
     raise UserError(f"no teacher '{name}': {nearest(name, shipped_teachers())} Or give the path of a folder")
+
+
+def _check_whole(folder: Path) -> None:
+    file = folder / "unet" / "config.json"
+    kind = read_json(file).get("_class_name") if file.is_file() else None
+    check(
+        kind in (None, "UNet2DModel") or (folder / INDEX).is_file(),
+        f"{folder}: its unet is a {kind}, part of a pipeline with text, and there is no {INDEX} there; give the folder "
+        "of a whole diffusers pipeline",
+    )
 
 
 def scheduler_config(process: ProcessConfig) -> dict[str, Any]:

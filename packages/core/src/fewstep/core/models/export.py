@@ -62,7 +62,7 @@ def export_pipeline(
         backbone.save(aside / family.network)
         index = json.loads((source / INDEX).read_text(encoding="utf-8"))
         write_json(aside / INDEX, index | {"scheduler": ["diffusers", sampler.scheduler]})
-        _write_rest(aside, sampler, plan, card, teacher, lora=False)
+        _write_rest(aside, sampler, plan, card, teacher, told=family.takes_guidance(backbone.network), lora=False)
 
 
 def export_half_pipeline(student: Denoiser, plan: StepPlan, folder: Path, card: Card, teacher: Teacher) -> None:
@@ -85,7 +85,8 @@ def export_lora(student: Denoiser, plan: StepPlan, folder: Path, card: Card, tea
     )
     with replacing(folder) as aside:
         save_lora(view, aside / LORA_FILE, teacher.family.network)
-        _write_rest(aside, sampler, plan, card, teacher, lora=True)
+        told = teacher.family.takes_guidance(view.network)
+        _write_rest(aside, sampler, plan, card, teacher, told=told, lora=True)
 
 
 def export_student(student: Denoiser, plan: StepPlan, folder: Path, card: Card, teacher: Teacher) -> None:
@@ -118,23 +119,26 @@ def _ready(student: Denoiser, plan: StepPlan, teacher: Teacher) -> tuple[Network
 
 
 def _write_rest(
-    folder: Path, sampler: StockSampler, plan: StepPlan, card: Card, teacher: Teacher, *, lora: bool
+    folder: Path, sampler: StockSampler, plan: StepPlan, card: Card, teacher: Teacher, *, told: bool, lora: bool
 ) -> None:
     (folder / "scheduler").mkdir()
-    call = call_options(sampler, plan, teacher)
+    call = call_options(sampler, plan, teacher, told=told)
     write_json(folder / "scheduler" / SCHEDULER_FILE, sampler.config | {"_fewstep": call})
     write_plan(folder, plan, card)
     (folder / "README.md").write_text(model_card(sampler, call, card, teacher, lora=lora), encoding="utf-8")
 
 
-def call_options(sampler: StockSampler, plan: StepPlan, teacher: Teacher) -> dict[str, Any]:
-    """Return what the stock pipeline's call is given to sample as the student was trained to."""
-    distilled, size = teacher.family.guidance_distilled, teacher.size
+def call_options(sampler: StockSampler, plan: StepPlan, teacher: Teacher, *, told: bool) -> dict[str, Any]:
+    """Return what the stock pipeline's call is given to sample as the student was trained to.
+
+    ``told``: the network has an input for the guidance scale, which is then a student's own.
+    """
+    size = teacher.size
     call: dict[str, Any] = {"num_inference_steps": len(plan.times)}
     if not sampler.own_grid:
         name, _, values = sampler.set_timesteps.partition("=")
         call = {name: json.loads(values)}
-    call["guidance_scale"] = teacher.guidance if distilled else 1.0
+    call["guidance_scale"] = plan.extras.get("guidance", teacher.guidance) if told else 1.0
     call |= {"height": size.height, "width": size.width}
     if teacher.family.media == "video":
         call["num_frames"] = size.frames

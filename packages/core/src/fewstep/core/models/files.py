@@ -75,7 +75,7 @@ class PipelineFolder:
 
     def pipeline_class(self) -> Any:
         """Return the pipeline's class; UserError when the installed diffusers has none of that name."""
-        return _class("diffusers", self.pipeline)
+        return _class("diffusers", self.pipeline, self.path / INDEX)
 
     def config(self, part: str) -> dict[str, Any]:
         """Return a component's configuration; UserError when it cannot be read."""
@@ -93,7 +93,7 @@ class PipelineFolder:
         folder = self.path / part
         check(folder.is_dir(), f"{self.path}: component '{part}' is missing: download the folder again")
         with quiet():
-            kind = _class(library, name)
+            kind = _class(library, name, self.path / INDEX)
         options: dict[str, Any] = {"local_files_only": True}
         if issubclass(kind, nn.Module):
             check_weights(folder, self.variant)
@@ -115,7 +115,7 @@ class PipelineFolder:
         """Return a module component without its weights: shapes on the meta device."""
         library, name = self.parts[part]
         with torch.device("meta"), quiet(), _readable(self.path / part, name):
-            kind = _class(library, name)
+            kind = _class(library, name, self.path / INDEX)
             if library == "diffusers":
                 made: nn.Module = kind.from_config(kind.load_config(self.path / part))
             else:
@@ -185,13 +185,13 @@ def _check_part(path: Path, key: str, library: str, name: str) -> None:
         raise UserError(f"{file}: 'auto_map' asks for code of the repository's own, which is never run; remove it")
 
 
-def _class(library: str, name: str) -> Any:
+def _class(library: str, name: str, where: Path) -> Any:
     import diffusers
     import transformers
 
     found = getattr({"diffusers": diffusers, "transformers": transformers}[library], name, None)
     if not isinstance(found, type) or not hasattr(found, "from_pretrained"):
-        raise UserError(f"unknown class '{name}': the installed {library} has none of that name, upgrade it")
+        raise UserError(f"{where}: unknown class '{name}': the installed {library} has none of that name, upgrade it")
     return found
 
 

@@ -43,6 +43,7 @@ class SharedNetwork:
         self.network: nn.Module = backbone.network if isinstance(backbone, ExtensibleBackbone) else backbone
         self.layers: dict[str, LoraLayer] = {}
         self.active: str | None = None
+        self._acting: list[str] = []  # what PEFT calls the active adapters: one list that all layers refer to
         taken = [name for name, _ in self.network.named_parameters() if ".lora_" in name]
         check(not taken, "this network has LoRA adapters already: merge them, or load the teacher afresh")
         self._checkpointing = [(n, m) for n, m in self.network.named_modules() if hasattr(m, "gradient_checkpointing")]
@@ -68,11 +69,11 @@ class SharedNetwork:
             for factor in FACTORS:
                 if name in (made := getattr(layer, factor)):
                     made[name].to(compute_dtype(made[name].weight))
+            layer._active_adapter = self._acting
         self._activate(None)
 
     def _activate(self, name: str | None) -> None:
-        for layer in self.layers.values():
-            layer._active_adapter = [] if name is None else [name]
+        self._acting[:] = [] if name is None else [name]
         self.active = name
 
     @contextmanager
@@ -144,6 +145,7 @@ class AdapterView(ExtensibleBackbone):
 
     _inner: Backbone
     shared: SharedNetwork
+    _moody: list[nn.Module]
 
     def __init__(self, shared: SharedNetwork, adapter: str | None, extras: tuple[str, ...] = (), seed: int = 0) -> None:
         super().__init__()
@@ -155,13 +157,16 @@ class AdapterView(ExtensibleBackbone):
         if extras:
             check(isinstance(inner, ExtensibleBackbone), f"{type(inner).__name__} takes no extra inputs: {extras}")
             inner = cast(ExtensibleBackbone, inner).with_extras(extras, seed)
-            # the base may have had embeddings before: this role trains copies of its own
-            inner.extra_inputs = trainable_copy(cast(nn.Module, inner.extra_inputs))
-            self.extra_inputs = inner.extra_inputs
+            if inner.extra_inputs is not None:  # else the network has inputs of these names itself
+                # the base may have had embeddings before: this role trains copies of its own
+                inner.extra_inputs = trainable_copy(inner.extra_inputs)
+                self.extra_inputs = inner.extra_inputs
         if isinstance(inner, ExtensibleBackbone):
             self.extras, self.num_labels = inner.extras, inner.num_labels
         # past nn.Module's bookkeeping: the base is not this view's to train, save or switch
         object.__setattr__(self, "_inner", inner)
+        dropouts = [part for part in self.modules() if isinstance(part, nn.Dropout)]
+        self._moody = [*dropouts, *([self.extra_inputs] if self.extra_inputs is not None else [])]
 
     @property
     def inner(self) -> Backbone:
@@ -180,6 +185,13 @@ class AdapterView(ExtensibleBackbone):
         with self.shared.acting(self.adapter_name):
             out: Tensor = self._inner(x, time, cond)
             return out
+
+    def train(self, mode: bool = True) -> AdapterView:
+        """Switch what behaves differently in training: dropout and extra inputs; factors are linear maps."""
+        self.training = mode
+        for part in self._moody:
+            part.train(mode)
+        return self
 
     def null(self, cond: Cond) -> Cond:
         """Return the backbone's unconditional condition."""

@@ -10,6 +10,8 @@ from fewstep.core.process.base import Process
 from fewstep.core.process.continuous import EDM, RectifiedFlow, TrigFlow
 from fewstep.core.process.tables import VP
 
+READABLE = "give the pipeline one with betas (DDIMScheduler and the like), a FlowMatch or an EDM scheduler"
+
 
 def process_from_scheduler(config: Mapping[str, Any]) -> tuple[Process, str]:
     """Return the process and the prediction kind's name that a diffusers scheduler config describes.
@@ -27,7 +29,11 @@ def process_from_scheduler(config: Mapping[str, Any]) -> tuple[Process, str]:
     if not (
         {"beta_schedule", "beta_start", "trained_betas"} & config.keys() or name in ("DDPMScheduler", "DDIMScheduler")
     ):
-        what = f"this version cannot read a {name}" if name else "no '_class_name' and no betas in it: add the class"
+        what = (
+            f"this version cannot read a {name}: {READABLE}"
+            if name
+            else "no '_class_name' and no betas in it: add the class"
+        )
         raise UserError(f"scheduler config: {what}")
     kinds = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
     prediction = str(config.get("prediction_type", "epsilon"))

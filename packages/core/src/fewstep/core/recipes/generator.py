@@ -21,7 +21,8 @@ from fewstep.core.losses.denoising import Weighting, denoising_loss, denoising_w
 from fewstep.core.losses.distances import l2
 from fewstep.core.prediction import Clean, compose, decompose
 from fewstep.core.process import Process
-from fewstep.core.recipe import Batch, LossTerms, Phase, Recipe, RoleSpec, StepPlan
+from fewstep.core.recipe import Actors, Batch, LossTerms, Phase, Recipe, RoleSpec, StepPlan
+from fewstep.core.recipes.guided import check_sees_data
 from fewstep.core.recipes.rollout import Noised, Sample, StudentConfig, noised, student_plan, student_sample
 from fewstep.core.rng import Rng
 from fewstep.core.times import TimeConfig
@@ -98,6 +99,11 @@ class GeneratorRecipe(Recipe):
     """A recipe whose phases are ``fake_score`` and ``student``; subclasses write :meth:`student_loss`."""
 
     config: GeneratorConfig
+
+    def __init__(self, config: Any, actors: Actors) -> None:
+        super().__init__(config, actors)
+        if actors.generate is None:
+            check_sees_data(actors.denoiser("student"), config.grid(actors.process)[0])
 
     @classmethod
     def role_specs(cls, config: Any) -> tuple[RoleSpec, ...]:

@@ -55,7 +55,7 @@ class TeacherGuidance:
         return {"guidance": middle if self.sample_guidance is None else self.sample_guidance}
 
 
-def check_sees_data(denoiser: Denoiser) -> None:
-    """Raise UserError when a network says nothing of x0 at the process's greatest noise (eps where alpha is 0)."""
+def check_sees_data(denoiser: Denoiser, t: float | None = None) -> None:
+    """Raise UserError when a network says nothing of x0 at ``t`` (None: the greatest noise): eps where alpha is 0."""
     if isinstance(denoiser, NetworkDenoiser) and isinstance(denoiser.scaling, Plain):
-        check_kind(denoiser.process, denoiser.scaling.kind, denoiser.process.t_max)
+        check_kind(denoiser.process, denoiser.scaling.kind, denoiser.process.t_max if t is None else t)

@@ -32,6 +32,7 @@ from fewstep.core.losses.distances import l2
 from fewstep.core.networks.discriminator import Discriminator
 from fewstep.core.process import Process
 from fewstep.core.recipe import Actors, Batch, LossTerms, Phase, Recipe, RoleSpec, StepPlan
+from fewstep.core.recipes.guided import check_sees_data
 from fewstep.core.recipes.rollout import StudentConfig
 from fewstep.core.rng import Rng
 from fewstep.core.sampling import initial_state, teacher_sample
@@ -124,6 +125,8 @@ class LADD(Recipe):
         check(heads is not None, "the teacher's features are frozen: ladd needs a discriminator with learned heads")
         self.discriminator, self.process = found, actors.process
         self.grid = config.grid(actors.process)
+        if actors.generate is None:
+            check_sees_data(actors.denoiser("student"), self.grid[0])
 
     @classmethod
     def role_specs(cls, config: LADDConfig) -> tuple[RoleSpec, ...]:

@@ -32,6 +32,7 @@ from fewstep.core.prediction import Clean
 from fewstep.core.process import Coefficients, Process, times
 from fewstep.core.recipe import Actors, Batch, LossTerms, Phase, Recipe, RoleSpec, StepPlan
 from fewstep.core.recipes.generator import fake_score_phases, fake_score_roles
+from fewstep.core.recipes.guided import check_sees_data
 from fewstep.core.recipes.rollout import StudentConfig, student_plan
 from fewstep.core.rng import Rng
 from fewstep.core.sampling import initial_state
@@ -102,6 +103,8 @@ class TDM(Recipe):
         self.process = actors.process
         self.grid = config.grid(self.process)
         self.intervals = noise_intervals(config, self.process)
+        if actors.generate is None:
+            check_sees_data(actors.denoiser("student"), self.grid[0])
 
     @classmethod
     def role_specs(cls, config: TDMConfig) -> tuple[RoleSpec, ...]:

@@ -148,7 +148,7 @@ class PhaseRunner:
             if self.micro == 1:
                 raise TrainingError(
                     f"phase '{self.name}': out of memory with one sample at a time: use a smaller network, LoRA roles, "
-                    "or roles.checkpointing"
+                    "or roles.checkpointing; `fewstep plan` shows what would fit"
                 )
             self.micro = (self.micro + 1) // 2
             self.stepper.clear()
