@@ -71,7 +71,7 @@ def captioned_pipeline(out: Path, seed: int = 0) -> float:
     return restoration_error(vae, load_data(DataConfig(holdout=HOLDOUT)).reference[: held_out_count()])
 
 
-def train_autoencoder(seed: int, steps: int = 1200, batch: int = 128) -> Any:
+def train_autoencoder(seed: int, steps: int = 1500, batch: int = 128) -> Any:
     """Return an AutoencoderKL of 8x8 pictures in colour and 4x4 latents, trained on four fifths of the digits.
 
     Loss: squared error plus ``KL_WEIGHT`` times the divergence from unit normal noise, both per element; Adam, cosine
