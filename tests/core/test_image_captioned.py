@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from core.runs import child_environment
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.core.denoiser import Cond, batch_of
@@ -21,7 +22,7 @@ from fewstep.core.image.teacher import SHIPPED, shipped_pipelines
 from fewstep.core.models.loading import Teacher
 from fewstep.core.prediction import Kind
 from fewstep.core.process import VP
-from fewstep.core.recipe import RoleSpec
+from fewstep.core.recipe import RoleSpec, StepPlan
 from fewstep.core.rng import Rng
 from fewstep.core.sampling import teacher_sample
 
@@ -75,6 +76,20 @@ def test_the_autoencoder_keeps_digits_and_its_latents_have_unit_spread(shipped):
     assert restoration_error(codec.vae, held_out) < 0.15  # digits spread by 0.75 around their mean
     latents = codec.encode(coloured(data.source, Rng.for_batch(0, 0, 256)))
     assert float(latents.std()) == pytest.approx(1, abs=0.1)
+
+
+def test_half_precision_keeps_the_shipped_weights_bit_for_bit(shipped, problem, tmp_path):
+    """What is shipped was exported in float16: another export loses nothing, in half precision or in full."""
+    teacher, plan = problem.actors.denoiser("teacher"), StepPlan(times=(999.0,))
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    before = load_file(SHIPPED / NAME / weights)
+    assert {value.dtype for value in before.values()} == {torch.float16}
+    for form, dtype in (("pipeline-fp16", torch.float16), ("pipeline", torch.float32)):
+        problem.export_as[form](teacher, plan, tmp_path / form, {"name": NAME})
+        after = load_file(tmp_path / form / weights)
+        assert {value.dtype for value in after.values()} == {dtype}
+        assert all(torch.equal(after[name].half(), value) for name, value in before.items())
+        assert Teacher.find(str(tmp_path / form)).shape == shipped.shape
 
 
 @torch.no_grad()

@@ -100,7 +100,9 @@ def _eval(args: Namespace) -> None:
 def _export_arguments(parser: ArgumentParser) -> None:
     _run_folder(parser)
     parser.add_argument("--steps", type=positive, metavar="K", help="sampling steps (those it was trained for)")
-    parser.add_argument("--as", dest="form", metavar="FORM", help="lora, pipeline or pipeline-fp16, where there is a choice")
+    parser.add_argument(
+        "--as", dest="form", metavar="FORM", help="lora, pipeline, pipeline-fp16 where there is a choice"
+    )
     parser.add_argument("--push", metavar="OWNER/NAME", help="also upload it to this repository of the hub")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the artefact's folder (RUN/export)")
 

@@ -33,7 +33,9 @@ def _demo(args: Namespace) -> None:
 
 
 def _pipeline_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("runs/digits-pipeline"), metavar="DIR", help="(runs/digits-pipeline)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/digits-pipeline"), metavar="DIR", help="(runs/digits-pipeline)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the weights (0)")
 
 
