@@ -40,8 +40,9 @@ class Decoder:
 
     def _ready(self) -> Codec:
         if self._codec is None:
-            self._codec = self.teacher.vae(self.dtype)
-        return self._codec.to(self.device)
+            self._codec = self.teacher.vae(self.dtype).to(self.device)
+        # moving walks through all modules, which takes longer than encoding a small picture
+        return self._codec if self.stays else self._codec.to(self.device)
 
     def _after(self, found: Tensor) -> Tensor:
         if not self.stays and self._codec is not None:

@@ -109,7 +109,7 @@ class PipelineFolder:
         """Return whether a component is a network."""
         library, name = self.parts[part]
         with quiet():
-            return issubclass(_class(library, name), nn.Module)
+            return issubclass(_class(library, name, self.path / INDEX), nn.Module)
 
     def skeleton(self, part: str) -> nn.Module:
         """Return a module component without its weights: shapes on the meta device."""
