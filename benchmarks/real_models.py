@@ -81,8 +81,8 @@ def condition(config: dict[str, Any]) -> Cond:
     """Return one row of a condition of the sizes a real text encoder gives."""
     cond = {"prompt_embeds": torch.randn(1, 77, config["cross_attention_dim"])}
     if config.get("addition_embed_type"):
-        cond["pooled_prompt_embeds"] = torch.randn(1, 1280)
-        cond["add_time_ids"] = torch.tensor([[1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0]])
+        cond["text_embeds"] = torch.randn(1, 1280)
+        cond["time_ids"] = torch.tensor([[1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0]])
     return cond
 
 
@@ -96,7 +96,8 @@ def make_trainer(model: str, recipe: str, args: argparse.Namespace, world: World
         unet = UNet2DConditionModel(**config).to(half)
     shape, row = (4, config["sample_size"], config["sample_size"]), condition(config)
     method = find_recipe(recipe)
-    chosen = method.config_type(guidance_scale=7.5)
+    often = {"fake_updates": 1} if recipe == "dmd2" else {}  # every phase at every step
+    chosen = method.config_type(guidance_scale=7.5, **often)
     backbone = PipelineBackbone(unet, find_family(name), row)
     teacher = NetworkDenoiser(backbone, VP.scaled_linear(), Plain(Kind.EPS))
     settings = RolesConfig(mode="lora", rank=64, checkpointing=not args.no_checkpointing)
