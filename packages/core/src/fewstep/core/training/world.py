@@ -55,6 +55,9 @@ class World:
         self.device: torch.device = self.accelerator.device
         if self.device.type == "cpu":
             keep_freed_memory()
+        if self.device.type == "cuda":
+            # its backward gives NaN in bfloat16 for some short sequences (seen with torch 2.11 on an H200)
+            torch.backends.cuda.enable_cudnn_sdp(False)
         joined = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank: int = torch.distributed.get_rank() if joined else 0
         self.size: int = torch.distributed.get_world_size() if joined else 1
