@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,14 +76,14 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key, size = self._next, -(-storage.nbytes() // self.granularity) * self.granularity
         self._next += 1
 
-        def gone(_: object) -> None:
-            del self._alive[address]
-            self._note(key, -self._sizes.pop(key))
-
-        self._alive[address] = (key, weakref.ref(storage, gone))
+        self._alive[address] = (key, weakref.ref(storage, partial(self._forget, address, key)))
         self._sizes[key] = size
         self._note(key, size)
         return key
+
+    def _forget(self, address: int, key: int, _: object) -> None:
+        del self._alive[address]
+        self._note(key, -self._sizes.pop(key))
 
     def _note(self, key: int, change: int) -> None:
         self.live += change
@@ -107,12 +108,19 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _shortcut(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what plain elementwise operations give, much faster than the meta device does; None for all others."""
+    """Return what frequent operations give, much faster than the meta device does; None for all others."""
     name = func.overloadpacket.__name__
     if name in IN_PLACE and isinstance(args[0], Tensor) and args[0].is_meta:
         return args[0]
     if name in BLANK and args[0].is_meta:
         return torch.empty_like(args[0], **kwargs)
+    if name == "native_group_norm" and args[0].is_meta:
+        x, n, groups = args[0], args[3], args[6]
+        return torch.empty_like(x), x.new_empty(n, groups), x.new_empty(n, groups)
+    if name == "native_layer_norm" and args[0].is_meta:
+        x, inner = args[0], len(args[1])
+        rows = (*x.shape[: x.ndim - inner], *[1] * inner)
+        return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(rows), x.new_empty(rows)
     if name not in ELEMENTWISE or "out" in kwargs:
         return None
     first = args[0]
