@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -84,7 +85,8 @@ def run_cards(root: Path) -> None:
     """Run the programs of the model cards under a folder, in a process without this package."""
     program = PROGRAM.format(site=sysconfig.get_paths()["purelib"], root=str(root))
     command = [sys.executable, "-S", "-W", "error::UserWarning", "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
 
 
