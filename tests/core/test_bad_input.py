@@ -84,7 +84,7 @@ def test_missing_and_empty_folders(refused, tmp_path):
     assert "no folder" in refused("image", "train", *settings, "domain.data.path=absent")
     (tmp_path / "empty").mkdir()
     assert "holds no images" in refused("image", "train", *settings, "domain.data.path=empty")
-    assert "domain.data.path belongs to, and is needed by" in refused("image", "train", *settings)
+    assert "domain.data.path is missing" in refused("image", "train", *settings)
 
 
 def pictures(folder: Path, count: int = 8) -> Path:

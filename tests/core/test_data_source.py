@@ -42,9 +42,9 @@ def test_captions_are_encoded_once_and_each_sample_has_its_own(prompts, monkeypa
     family, seen = type(teacher("sd").family), []
     whole = family.encode
 
-    def encode(self, pipe, some, negative):
+    def encode(self, pipe, some, negative, size):
         seen.extend(some)
-        return whole(self, pipe, some, negative)
+        return whole(self, pipe, some, negative, size)
 
     monkeypatch.setattr(family, "encode", encode)
     many = [f"prompt {i % 20}" for i in range(60)]

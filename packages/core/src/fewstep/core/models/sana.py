@@ -1,4 +1,4 @@
-"""Sana and Sana Sprint: ``SanaTransformer2DModel`` with Gemma 2, on latents of the deep-compression autoencoder."""
+"""Sana: ``SanaTransformer2DModel`` with Gemma 2, on latents of the deep-compression autoencoder."""
 
 from __future__ import annotations
 
@@ -11,15 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core.denoiser import Cond
-from fewstep.core.errors import check
 from fewstep.core.models.family import Config, Encoded, Family, Size
 from fewstep.core.models.tiny import gemma_text, gemma_tokenizer, save_pipeline, seeded
 from fewstep.core.networks.backbone import entry
-from fewstep.core.prediction import Kind
-from fewstep.core.process import Process, TrigFlow
-from fewstep.core.tensors import expand_to
-
-SIGMA_DATA = 0.5  # of every Sprint model's scheduler
 
 
 class Sana(Family):
@@ -69,78 +63,8 @@ class Sana(Family):
         save_pipeline(SanaPipeline, folder, scheduler=scheduler, **tiny_parts(seed))
 
 
-class SanaSprint(Sana):
-    """Sana Sprint, a few-step student of Sana: TrigFlow around a flow network, told its scale (arXiv 2503.09641).
-
-    The pipeline's loop holds latents times ``sigma_data``; ours are the autoencoder's, on a TrigFlow of unit data.
-    """
-
-    name: ClassVar[str] = "sana-sprint"
-    summary: ClassVar[str] = "Sana Sprint"
-    pipelines: ClassVar[tuple[str, ...]] = ("SanaSprintPipeline",)
-    time_embedder: ClassVar[str] = "time_embed.timestep_embedder"
-    time_proj: ClassVar[str] = "time_embed.time_proj"
-    guidance_distilled: ClassVar[bool] = True
-
-    def process(self, scheduler: Config, network: Config, shape: Sequence[int]) -> tuple[Process, Kind]:
-        """Return TrigFlow; UserError for a scheduler of another scale than all known models have."""
-        found, kind = super().process(scheduler, network, shape)
-        check(
-            isinstance(found, TrigFlow) and found.sigma_data == SIGMA_DATA,
-            f"scheduler config: {self.name} models have an SCMScheduler with sigma_data {SIGMA_DATA:g}",
-        )
-        return TrigFlow(sigma_data=1.0), kind
-
-    def to_pipeline(self, x: Float[Tensor, "b *d"]) -> Tensor:
-        """Return latents times ``sigma_data``."""
-        return x * SIGMA_DATA
-
-    def from_pipeline(self, x: Tensor, shape: Sequence[int]) -> Float[Tensor, "b *d"]:
-        """Return latents of unit scale."""
-        return x / SIGMA_DATA
-
-    def takes_guidance(self, network: Any) -> bool:
-        """Return True: every Sprint model embeds the scale."""
-        return True
-
-    def encode(self, pipe: Any, prompts: Sequence[str], negative: str | None, size: Size) -> Encoded:
-        """Return ``prompt_embeds`` and ``attention_mask``; there is no unconditional prediction."""
-        cond, mask = pipe.encode_prompt(
-            list(prompts), device=pipe.text_encoder.device, complex_human_instruction=instruction(pipe)
-        )
-        return Encoded({"prompt_embeds": cond, "attention_mask": mask}, None)
-
-    def call(self, network: Any, x: Float[Tensor, "b *d"], time: Float[Tensor, " b"], cond: Cond) -> Tensor:
-        """Return the velocity on TrigFlow's clock, from the network's flow on a straight line.
-
-        With ``s = sin t / (sin t + cos t)`` and ``n = sqrt(s^2 + (1 - s)^2)`` the straight line passes through
-        ``n x`` at ``s``; the velocity is ``((1 - 2s) n x + (1 - 2s + 2s^2) flow) / n``.
-        """
-        s = time.sin() / (time.cos() + time.sin())
-        at = expand_to(s, x).to(x.dtype)
-        norm = (at**2 + (1 - at) ** 2).sqrt()
-        line = x * norm
-        flow = network(
-            line,
-            encoder_hidden_states=entry(cond, "prompt_embeds", "the transformer"),
-            encoder_attention_mask=entry(cond, "attention_mask", "the transformer"),
-            guidance=cond["guidance"] * network.config.guidance_embeds_scale,
-            timestep=s,
-            return_dict=False,
-        )[0]
-        out: Tensor = ((1 - 2 * at) * line + (1 - 2 * at + 2 * at**2) * flow) / norm
-        return out
-
-    def tiny(self, folder: Path, seed: int) -> None:
-        """Write a TrigFlow pipeline of 32x32 images."""
-        from diffusers import SanaSprintPipeline, SCMScheduler
-
-        parts = tiny_parts(seed, guidance_embeds=True, qk_norm="rms_norm_across_heads")
-        save_pipeline(SanaSprintPipeline, folder, scheduler=SCMScheduler(sigma_data=SIGMA_DATA), **parts)
-
-
-def tiny_parts(seed: int, **settings: Any) -> dict[str, Any]:
-    """Return small random components, the transformer with ``settings``, all but the scheduler."""
+def tiny_parts(seed: int) -> dict[str, Any]:
+    """Return small random components, all but the scheduler."""
     from diffusers import AutoencoderDC, SanaTransformer2DModel
 
     with seeded(seed):
@@ -155,7 +79,6 @@ def tiny_parts(seed: int, **settings: Any) -> dict[str, Any]:
             cross_attention_head_dim=8,
             cross_attention_dim=32,
             caption_channels=32,
-            **settings,
         )
         text = gemma_text(32)
         vae = AutoencoderDC(

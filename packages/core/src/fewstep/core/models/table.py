@@ -10,7 +10,7 @@ from fewstep.core.models.flux import Flux
 from fewstep.core.models.hunyuan_video import HunyuanVideo
 from fewstep.core.models.ltx import LTX
 from fewstep.core.models.pixart import PixArt
-from fewstep.core.models.sana import Sana, SanaSprint
+from fewstep.core.models.sana import Sana
 from fewstep.core.models.sd import StableDiffusion
 from fewstep.core.models.sd3 import StableDiffusion3
 from fewstep.core.models.sdxl import StableDiffusionXL
@@ -23,7 +23,6 @@ FAMILIES: tuple[Family, ...] = (
     Flux(),
     PixArt(),
     Sana(),
-    SanaSprint(),
     Wan(),
     CogVideoX(),
     HunyuanVideo(),
