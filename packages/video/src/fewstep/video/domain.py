@@ -41,11 +41,11 @@ class VideoDomain:
 
     def process(self, config: VideoConfig) -> Process:
         """Return the process of the configured pipeline, from its scheduler's config."""
-        return find_teacher(config).reading()[0]
+        return find_teacher(config, weights=False).reading()[0]
 
     def build(self, config: VideoConfig, specs: Sequence[RoleSpec], seed: int, device: torch.device | str) -> Problem:
         """Return the problem with every role built; UserError for what this domain cannot give."""
-        teacher = find_teacher(config)
+        teacher = find_teacher(config, weights=torch.device(device).type != "meta")
         source, shown = load_prompts(config, teacher, device)
         decoder = Decoder(teacher, config.model, device)
 
@@ -72,9 +72,9 @@ class VideoDomain:
         return problem
 
 
-def find_teacher(config: VideoConfig) -> Teacher:
+def find_teacher(config: VideoConfig, *, weights: bool = True) -> Teacher:
     """Return the configured pipeline; UserError for what is none, and for a pipeline of images."""
-    teacher = open_teacher(config.teacher, config.model)
+    teacher = open_teacher(config.teacher, config.model, weights=weights)
     check(
         teacher.family.media == "video",
         f"teacher '{config.teacher}' is a {teacher.folder.pipeline}, which makes images: use the domain image",

@@ -23,10 +23,12 @@ from fewstep.core.process import Process
 from fewstep.core.recipe import RoleSpec
 
 
-def find_teacher(config: ImageConfig) -> Teacher:
+def find_teacher(config: ImageConfig, *, weights: bool = True) -> Teacher:
     """Return the configured pipeline; UserError for what is none, and for a pipeline of videos."""
     name = config.teacher
-    teacher = open_teacher(str(SHIPPED / name) if name in shipped_pipelines() else run_export(name), config.model)
+    teacher = open_teacher(
+        str(SHIPPED / name) if name in shipped_pipelines() else run_export(name), config.model, weights=weights
+    )
     check(
         teacher.family.media == "image",
         f"teacher '{name}' is a {teacher.folder.pipeline}, which makes videos: use the domain video",
@@ -49,7 +51,7 @@ def is_text_teacher(name: str) -> bool:
 
 def text_process(config: ImageConfig) -> Process:
     """Return the process of the configured pipeline, from its scheduler's config."""
-    return find_teacher(config).reading()[0]
+    return find_teacher(config, weights=False).reading()[0]
 
 
 def build_text_problem(
@@ -57,7 +59,7 @@ def build_text_problem(
 ) -> Problem:
     """Return the problem of a pipeline teacher with every role built; UserError for what it cannot give."""
     check(config.sample_set == 0, "domain.sample_set: images themselves are optimised with the digits' teachers only")
-    teacher = find_teacher(config)
+    teacher = find_teacher(config, weights=torch.device(device).type != "meta")
     decoder = Decoder(teacher, config.model, device)
     data = load_text_data(config, teacher, decoder.encode, device)
     metrics = TextMetrics(config, data, teacher, decoder.decode)

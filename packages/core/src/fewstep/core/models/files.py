@@ -21,7 +21,7 @@ from fewstep.core.errors import UserError, check
 INDEX = "model_index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack")
 LIBRARIES = ("diffusers", "transformers")
-DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md")
+DOWNLOADED = ("*.json", "*.txt", "*.model", "*.jinja", "README.md")
 VARIANTS = ("*.fp16*", "*.bf16*", "*.non_ema*", "*.fp8*")
 
 
@@ -37,13 +37,14 @@ class PipelineFolder:
     variant: str | None = None
 
     @classmethod
-    def find(cls, name: str, revision: str = "", variant: str = "") -> PipelineFolder:
+    def find(cls, name: str, revision: str = "", variant: str = "", *, weights: bool = True) -> PipelineFolder:
         """Return the folder a teacher's name means: a local path, or a hub id, which is then downloaded.
 
-        Raises UserError for what is no pipeline, and for one with pickled weights or code of its own.
+        ``weights``: whether they are needed, too, or configurations and vocabularies are enough. Raises UserError for
+        what is no pipeline, and for one with pickled weights or code of its own.
         """
         given = Path(name).expanduser()
-        path = given if given.exists() else download(name, revision, variant)
+        path = given if given.exists() else download(name, revision, variant, weights=weights)
         return cls.open(path, name, variant)
 
     @classmethod
@@ -122,12 +123,8 @@ class PipelineFolder:
                 made = kind(kind.config_class.from_pretrained(self.path / part))
         return made.eval()
 
-    def bytes_of(self, part: str) -> int:
-        """Return the size of a component's weight files."""
-        return sum(file.stat().st_size for file in (self.path / part).glob("*.safetensors"))
 
-
-def download(name: str, revision: str = "", variant: str = "") -> Path:
+def download(name: str, revision: str = "", variant: str = "", *, weights: bool = True) -> Path:
     """Return the local copy of a hub repository's safetensors, configs and tokenizers; UserError when it fails.
 
     Weights of other variants are left out where none is asked for.
@@ -141,7 +138,7 @@ def download(name: str, revision: str = "", variant: str = "") -> Path:
         found = snapshot_download(
             name,
             revision=revision or None,
-            allow_patterns=list(DOWNLOADED),
+            allow_patterns=[*DOWNLOADED, *(["*.safetensors"] if weights else [])],
             ignore_patterns=[] if variant else list(VARIANTS),
         )
         return Path(found)

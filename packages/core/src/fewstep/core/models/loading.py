@@ -46,11 +46,11 @@ def is_pipeline(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
-def find_folder(name: str, revision: str = "", variant: str = "") -> PipelineFolder:
+def find_folder(name: str, revision: str = "", variant: str = "", *, weights: bool = True) -> PipelineFolder:
     """Return the pipeline folder of a teacher: ``tiny:FAMILY``, a local folder, or a hub id; UserError otherwise."""
     if name.startswith(TINY):
         return PipelineFolder.open(tiny_folder(name.removeprefix(TINY)), name)
-    return PipelineFolder.find(name, revision, variant)
+    return PipelineFolder.find(name, revision, variant, weights=weights)
 
 
 def tiny_folder(name: str) -> Path:
@@ -101,9 +101,13 @@ class Teacher:
         variant: str = "",
         guidance: float = 1.0,
         negative: str | None = None,
+        weights: bool = True,
     ) -> Teacher:
-        """Return a teacher by name, at ``size`` or its default one; UserError for what is no readable pipeline."""
-        folder = find_folder(name, revision, variant)
+        """Return a teacher by name, at ``size`` or its default one; UserError for what is no readable pipeline.
+
+        ``weights``: whether a hub's are downloaded, too.
+        """
+        folder = find_folder(name, revision, variant, weights=weights)
         family = family_of(folder)
         vae = folder.config("vae") if folder.has("vae") else None
         return cls(folder, size or family.default_size(folder.config(family.network), vae), guidance, negative)

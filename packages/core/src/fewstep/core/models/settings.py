@@ -39,10 +39,18 @@ class ModelConfig:
         check((self.height > 0) == (self.width > 0), "domain.model.height and domain.model.width belong together")
 
 
-def open_teacher(name: str, model: ModelConfig) -> Teacher:
-    """Return a teacher by name, opened as a config says; UserError for what is no readable pipeline."""
+def open_teacher(name: str, model: ModelConfig, *, weights: bool = True) -> Teacher:
+    """Return a teacher by name, opened as a config says; UserError for what is no readable pipeline.
+
+    ``weights``: whether a hub's are downloaded, too.
+    """
     found = Teacher.find(
-        name, revision=model.revision, variant=model.variant, guidance=model.guidance, negative=model.negative_prompt
+        name,
+        revision=model.revision,
+        variant=model.variant,
+        guidance=model.guidance,
+        negative=model.negative_prompt,
+        weights=weights,
     )
     own = found.size
     check(model.frames == 0 or found.family.media == "video", "domain.model.frames: this teacher makes images")
