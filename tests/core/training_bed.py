@@ -9,6 +9,7 @@ from core.model_bed import PROMPTS, teacher
 from torch import Tensor
 
 from fewstep.core.data.problem import pipeline_problem
+from fewstep.core.data.shown import Shown
 from fewstep.core.data.source import EncodedTexts, TextSource
 from fewstep.core.domain import Problem
 from fewstep.core.image.domain import DOMAIN
@@ -63,7 +64,7 @@ def problem_of(name: str, config: RunConfig) -> tuple[Problem, Recipe]:
         kind.role_specs(config.recipe),
         TextSource(texts, None if with_fakes else RandomLatents(found.shape)),
         encoded.null,
-        lambda n: texts.conditions([i % 2 for i in range(n)]),
+        Shown(PROMPTS, encoded.cond),
         evaluate=lambda samples, cond: {"contrast": float(samples.std())},
         render=lambda rows, stem: stem.with_suffix(".png"),
         seed=config.seed,

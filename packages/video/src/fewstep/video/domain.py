@@ -62,7 +62,7 @@ class VideoDomain:
             specs,
             source,
             source.texts.null,
-            shown.conditions,
+            shown,
             evaluate=evaluate,
             render=render,
             seed=seed,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.core.data.shown import Shown
 from fewstep.core.denoiser import Cond, Denoiser, NetworkDenoiser
 from fewstep.core.domain import DataSource, Problem
 from fewstep.core.errors import check
@@ -57,7 +58,7 @@ def pipeline_problem(
     specs: Sequence[RoleSpec],
     source: DataSource,
     null: Cond | None,
-    conditions: Callable[[int], Cond],
+    shown: Shown,
     *,
     evaluate: Callable[[Tensor, Cond], dict[str, float]],
     render: Callable[[Sequence[tuple[str, Tensor]], Path], Path],
@@ -66,7 +67,7 @@ def pipeline_problem(
 ) -> Problem:
     """Return the problem of a pipeline teacher with every role built; samples are latents.
 
-    ``null``: one row of the unconditional condition; ``conditions(n)``: evaluation conditions on the CPU. ``evaluate``
+    ``null``: one row of the unconditional condition; ``shown``: the prompts students are looked at under. ``evaluate``
     and ``render`` take latents. Raises UserError for roles this teacher cannot give.
     """
     dtype = DTYPES[model.dtype]
@@ -77,18 +78,19 @@ def pipeline_problem(
         roles_config,
         seed,
         shape=teacher.shape,
-        cond=conditions(1),
+        cond=shown.conditions(1),
         fresh=lambda own: fresh_denoiser(teacher, null, own),
     )
     place(roles, device, offloaded="teacher" in model.offload)
 
     def exporting(write: Callable[..., None]) -> Callable[[Denoiser, StepPlan, Path, Mapping[str, Any]], None]:
-        return lambda student, plan, folder, card: write(student, plan, folder, card, teacher)
+        example = {"prompt": shown.prompt_at(0)}
+        return lambda student, plan, folder, card: write(student, plan, folder, example | dict(card), teacher)
 
     return Problem(
         actors=Actors(dict(roles), denoiser.process, teacher.shape),
         data=source,
-        conditions=lambda n, _seed: {name: value.to(device) for name, value in conditions(n).items()},
+        conditions=lambda n, _seed: {name: value.to(device) for name, value in shown.conditions(n).items()},
         evaluate=evaluate,
         render=render,
         export=exporting(export_student),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,10 +26,10 @@ from fewstep.core.recipe import RoleSpec
 
 def find_teacher(config: ImageConfig, *, weights: bool = True) -> Teacher:
     """Return the configured pipeline; UserError for what is none, and for a pipeline of videos."""
-    name = config.teacher
-    teacher = open_teacher(
-        str(SHIPPED / name) if name in shipped_pipelines() else run_export(name), config.model, weights=weights
-    )
+    name, shipped = config.teacher, config.teacher in shipped_pipelines()
+    teacher = open_teacher(str(SHIPPED / name) if shipped else run_export(name), config.model, weights=weights)
+    if shipped:
+        teacher.folder = replace(teacher.folder, name=name)
     check(
         teacher.family.media == "image",
         f"teacher '{name}' is a {teacher.folder.pipeline}, which makes videos: use the domain video",
@@ -74,7 +75,7 @@ def build_text_problem(
         specs,
         data.source,
         data.null,
-        data.shown.conditions,
+        data.shown,
         evaluate=metrics.evaluate,
         render=render,
         seed=seed,

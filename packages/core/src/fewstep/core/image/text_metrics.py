@@ -18,6 +18,11 @@ from fewstep.core.metrics.measure import Reference
 from fewstep.core.models.loading import Teacher
 
 REFERENCES = 1000
+DIGITS = (
+    "decoded pictures shrunk to 8x8 and gray, in the 64 penultimate activations of a small classifier shipped with "
+    "fewstep-core, against scikit-learn's digits"
+)
+PICTURES = f"in principal components of the decoded pixels, against central crops of at most {REFERENCES} pictures"
 
 
 class TextMetrics:
@@ -31,8 +36,7 @@ class TextMetrics:
         self._reference: Reference | None = None
         parts = ["contrast: standard deviation of the decoded pixels in [-1, 1]"]
         if data.pictures is not None:
-            reference = "digits, 8x8 and gray" if config.data.source == "digits" else f"at most {REFERENCES} pictures"
-            parts.append(f"others: against {reference}; a space's name stands beside each number in metrics.jsonl")
+            parts.append(f"others: {DIGITS if config.data.source == 'digits' else PICTURES}")
         if self.clip is not None:
             parts.append(self.clip.protocol)
         self.protocol = "; ".join(parts)

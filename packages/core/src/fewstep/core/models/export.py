@@ -177,21 +177,21 @@ def model_card(sampler: StockSampler, call: Mapping[str, Any], card: Card, teach
         "file": LORA_FILE,
     }
     video = teacher.family.media == "video"
-    snippet = SNIPPET.format(
-        pipeline=names["pipeline"],
-        scheduler_class=f", {sampler.scheduler}" if lora else "",
-        load=(LORA if lora else WHOLE).format(**names),
-        prompt=str(card.get("prompt", "a red fox in the snow")),
-        call="".join(f"    {name}={value!r},\n" for name, value in call.items()),
-        result="frames = output.frames[0]" if video else 'output.images[0].save("sample.png")',
-    )
     head: dict[str, Any] = {"library_name": "diffusers", "tags": ["diffusers", "few-step", "distillation"]}
     head["tags"] += ["lora"] if lora else []
     head |= {"base_model": folder.name} if hub else {}
     licence = teacher_licence(teacher)
     head |= {"license": licence} if licence else {}
     facts = {"teacher": folder.name, "licence": licence or "that of the teacher"} | dict(card)
-    measured = facts.pop("measured", None)
+    measured, prompt = facts.pop("measured", None), facts.pop("prompt", "a red fox in the snow")
+    snippet = SNIPPET.format(
+        pipeline=names["pipeline"],
+        scheduler_class=f", {sampler.scheduler}" if lora else "",
+        load=(LORA if lora else WHOLE).format(**names),
+        prompt=str(prompt),
+        call="".join(f"    {name}={value!r},\n" for name, value in call.items()),
+        result="frames = output.frames[0]" if video else 'output.images[0].save("sample.png")',
+    )
     steps = call.get("num_inference_steps") or len(next(iter(call.values())))
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n# {card.get('name', 'student')}\n\n"
