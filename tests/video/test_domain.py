@@ -50,10 +50,21 @@ def test_shipped_configs_are_read(name):
         assert load_config(twin, domain=DOMAIN).domain.roles.mode == config.domain.roles.mode
 
 
+def prepared(name: str, folder: Path) -> list[str]:
+    """What a config that needs latents is given: samples of its teacher."""
+    if not name.startswith("consistency"):
+        return []
+    prompts, out = folder / "prompts.txt", folder / "prepared"
+    prompts.write_text("a paper boat\na red fox\n", encoding="utf-8")
+    teacher = load_config(name, domain=DOMAIN).domain.teacher
+    assert run("prepare", "--teacher", teacher, "--data", str(prompts), "--sample-steps", "2", "--out", str(out)) == 0
+    return [f"domain.data.path={out}"]
+
+
 @pytest.mark.parametrize("name", [TINY[0], *[pytest.param(name, marks=pytest.mark.slow) for name in TINY[1:]]])
 def test_a_tiny_twin_trains_samples_and_exports(name, tmp_path, capsys):
     out = tmp_path / "run"
-    assert run("train", "--config", name, "--out", str(out)) == 0
+    assert run("train", "--config", name, "--out", str(out), *prepared(name, tmp_path)) == 0
     assert run("sample", str(out), "--prompt", "a paper boat", "--teacher-steps", "2") == 0
     assert (out / "samples.png").is_file()
     assert run("export", str(out)) == 0

@@ -85,7 +85,8 @@ def find_teacher(config: VideoConfig, *, weights: bool = True) -> Teacher:
 def load_prompts(config: VideoConfig, teacher: Teacher, device: torch.device | str) -> tuple[TextSource, Shown]:
     """Return the encoded prompts to train on, and those to look at students under; shapes only on the device meta."""
     if torch.device(device).type == "meta":
-        blank, nothing = blank_source(teacher, DTYPES[config.model.dtype], pictures=False)
+        latents = config.data.source == "prepared"
+        blank, nothing = blank_source(teacher, DTYPES[config.model.dtype], pictures=latents)
         return blank, shown_rows(nothing, [0])
     texts: Texts
     if config.data.source == "prepared":
@@ -93,7 +94,8 @@ def load_prompts(config: VideoConfig, teacher: Teacher, device: torch.device | s
     else:
         prompts = config.data.prompts or read_prompts(config.data.path, config.data.column)
         texts = encode_captions(teacher, prompts, config.model, device)
-    return TextSource(texts), shown_prompts(texts, config.eval_prompts, teacher, config.model, device)
+    source = TextSource(texts, texts if isinstance(texts, Prepared) and texts.has_latents else None)
+    return source, shown_prompts(texts, config.eval_prompts, teacher, config.model, device)
 
 
 def measure(videos: Float[Tensor, "n c f h w"]) -> dict[str, float]:

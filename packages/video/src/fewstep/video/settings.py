@@ -12,7 +12,7 @@ from fewstep.core.networks.roles import RolesConfig
 
 @dataclass(frozen=True, kw_only=True)
 class VideoDataConfig:
-    """Where prompts come from: a file of ``prompts``, or a folder ``prepared`` with their embeddings.
+    """Where prompts come from: a file of ``prompts``, or a folder ``prepared`` with embeddings and, perhaps, latents.
 
     ``path``: the file or folder; ``column``: of a table of prompts; ``prompts``: some in the config itself, instead.
     """

@@ -47,7 +47,7 @@ Spec = Mapping[str, tuple[str, tuple[int, ...]]]
 class Origin:
     """What a cache was made with.
 
-    ``text`` and ``vae``: fingerprints; ``data``: a digest of the samples; ``vae`` and ``size``: None without pictures.
+    ``text`` and ``vae``: fingerprints; ``data``: a digest of the samples; ``vae`` and ``size``: None without latents.
     """
 
     family: str
@@ -55,13 +55,13 @@ class Origin:
     text: str
     vae: str | None
     negative: str | None
-    size: tuple[int, int] | None
+    size: tuple[int, ...] | None
     dtype: str
     data: str
 
     def about(self) -> str:
         """Return the teacher and the size in words."""
-        at = f" at {self.size[0]}x{self.size[1]}" if self.size else ""
+        at = f" at {'x'.join(map(str, self.size))}" if self.size else ""
         negative = f" with the negative prompt '{self.negative}'" if self.negative else ""
         return f"{self.family} teacher '{self.teacher}'{at}{negative}"
 
@@ -119,7 +119,7 @@ def _index(found: Mapping[str, Any]) -> Index:
     if not all(value is None or isinstance(value, str) for value in origin.values()):
         raise ValueError
     made = Index(
-        origin=Origin(**origin, size=None if size is None else (int(size[0]), int(size[1]))),
+        origin=Origin(**origin, size=None if size is None else tuple(map(int, size))),
         samples=int(found["samples"]),
         texts=int(found["texts"]),
         per_shard=int(found["per_shard"]),

@@ -22,8 +22,9 @@ from fewstep.core.data.cache import (
 )
 from fewstep.core.data.captioned import Captioned, digest_of
 from fewstep.core.data.damage import Damaged
-from fewstep.core.data.prepared import origin_of
+from fewstep.core.data.prepared import fingerprint, origin_of
 from fewstep.core.data.source import GIB, crop_to, unique
+from fewstep.core.data.synthetic import Sampling, write_samples
 from fewstep.core.errors import UserError, check
 from fewstep.core.models.loading import DTYPES, DtypeName, Teacher
 
@@ -34,16 +35,16 @@ HEADERS = 4096  # bytes around the tensors of a shard, roughly
 
 @dataclass(frozen=True)
 class Cost:
-    """What prepared data takes: numbers of samples and of different captions, bytes on the disk."""
+    """What prepared data takes: samples of a ``kind``, different captions, bytes on the disk."""
 
     samples: int
     texts: int
-    pictures: bool
+    kind: str
     bytes: int
 
     def __str__(self) -> str:
         """Return the cost in words."""
-        what = f"{self.samples} {'pictures' if self.pictures else 'prompts'}, {self.texts} different captions"
+        what = f"{self.samples} {self.kind}, {self.texts} different captions"
         return f"{what}: {in_units(self.bytes)} on the disk"
 
 
@@ -60,6 +61,7 @@ def prepare(
     data: Captioned | Sequence[str],
     out: Path,
     *,
+    sampling: Sampling | None = None,
     samples_per_shard: int = 512,
     dtype: DtypeName = "fp32",
     device: torch.device | str = "cpu",
@@ -70,31 +72,42 @@ def prepare(
     """Write captioned pictures (centre crops at the teacher's size), or only prompts, as a folder ``out``; go on with
     one that was begun. Return what it takes; ``dry_run`` writes nothing.
 
-    Both encoders compute, and their results are kept, in ``dtype``. ``batch``: pictures encoded at a time. Raises
-    UserError for data, a size or a folder that will not do, TrainingError for too many damaged pictures, numbers that
-    are not finite, or a full disk; what is written by then is gone on with.
+    ``sampling``: make latents of prompts by letting the teacher sample them. Networks compute, and their results are
+    kept, in ``dtype``. ``batch``: pictures encoded, or samples made, at a time. Raises UserError for data, a size or a
+    folder that will not do, TrainingError for too many damaged pictures, numbers that are not finite, or a full disk;
+    what is written by then is gone on with.
     """
     check(samples_per_shard >= 1 and batch >= 1, "samples per shard and batch must be at least 1")
     pictures = data if isinstance(data, Captioned) else None
     captions = [pictures.caption(i) for i in range(len(pictures))] if pictures is not None else list(_prompts(data))
     check(bool(captions), "no samples to prepare: give pictures or prompts")
     texts, rows = unique(captions)
-    identity = digest_of([*captions, pictures.identity if pictures is not None else ""])
-    origin = origin_of(teacher, pictures=pictures is not None, dtype=dtype, data=identity)
+    check(sampling is None or pictures is None, "the teacher samples for prompts only: these data have pictures")
+    made = pictures.identity if pictures is not None else _made_by(teacher, sampling)
+    latents = pictures is not None or sampling is not None
+    origin = origin_of(teacher, latents=latents, dtype=dtype, data=digest_of([*captions, made]))
     index = Index(origin, len(rows), len(texts), samples_per_shard)
     if not (out / INDEX).is_file():
         check_room(out, index)
-    shape = teacher.shape if pictures is not None else ()  # a size the teacher cannot take is said now
+    shape = teacher.shape if latents else ()  # a size the teacher cannot take is said now
+    kind = "pictures" if pictures is not None else "prompts" if sampling is None else "samples of the teacher"
     if dry_run:
-        return _cost(teacher, index, texts, shape, dtype, device)
+        return _cost(teacher, index, texts, shape, dtype, device, kind)
     _check_disk(out, index, shape, dtype)
     writer = CacheWriter(out, origin, texts, rows, samples_per_shard)
     _write_texts(teacher, writer, texts, dtype, device, progress)
     if pictures is not None:
         _write_latents(teacher, writer, pictures, dtype, device, batch, progress)
+    elif sampling is not None:
+        write_samples(teacher, writer, rows, sampling, DTYPES[dtype], device, batch, progress)
     writer.finish()
     written = sum(size for size, _ in writer.index.files.values())
-    return Cost(len(rows), len(texts), pictures is not None, written)
+    return Cost(len(rows), len(texts), kind, written)
+
+
+def _made_by(teacher: Teacher, sampling: Sampling | None) -> str:
+    """Return a digest of what makes the latents of prompts: nothing, or the teacher's network and its settings."""
+    return "" if sampling is None else f"{sampling} {fingerprint(teacher.folder, [teacher.family.network])}"
 
 
 def _prompts(data: Captioned | Sequence[str]) -> Sequence[str]:
@@ -110,13 +123,14 @@ def _cost(
     shape: Sequence[int],
     dtype: DtypeName,
     device: torch.device | str,
+    kind: str,
 ) -> Cost:
     """Encode one caption, to know what each takes."""
     found = teacher.encode(texts[:1], device, DTYPES[dtype])
     per_text = bytes_per_row(spec_of(found.cond)) + len(texts[0].encode())
     total = index.texts * per_text + index.samples * 8 + _latent_bytes(index, shape, dtype)
     shards = len(index.shards("text")) + len(index.shards("latents"))
-    return Cost(index.samples, index.texts, index.origin.vae is not None, total + (shards + 1) * HEADERS)
+    return Cost(index.samples, index.texts, kind, total + (shards + 1) * HEADERS)
 
 
 def _latent_bytes(index: Index, shape: Sequence[int], dtype: DtypeName) -> int:

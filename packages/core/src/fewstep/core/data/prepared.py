@@ -35,16 +35,18 @@ def is_prepared(path: str | Path) -> bool:
     return (folder / "index.json").is_file() and (folder / CAPTIONS).is_file()
 
 
-def origin_of(teacher: Teacher, *, pictures: bool, dtype: str, data: str) -> Origin:
+def origin_of(teacher: Teacher, *, latents: bool, dtype: str, data: str) -> Origin:
     """Return what data prepared for a teacher is made with; ``data`` identifies the samples."""
     parts = [part for part in teacher.family.text if teacher.folder.has(part)]
+    size = teacher.size
+    sides = (size.height, size.width, *((size.frames,) if size.frames > 1 else ()))
     return Origin(
         family=teacher.family.name,
         teacher=teacher.folder.name,
         text=fingerprint(teacher.folder, parts),
-        vae=fingerprint(teacher.folder, ["vae"]) if pictures else None,
+        vae=fingerprint(teacher.folder, ["vae"]) if latents else None,
         negative=teacher.negative,
-        size=(teacher.size.height, teacher.size.width) if pictures else None,
+        size=sides if latents else None,
         dtype=dtype,
         data=data,
     )
@@ -192,7 +194,7 @@ class Prepared:
 def check_origin(folder: Path, index: Index, teacher: Teacher) -> None:
     """Raise UserError, naming both, unless data was prepared for this teacher at its size."""
     found = index.origin
-    wanted = origin_of(teacher, pictures=found.vae is not None, dtype=found.dtype, data=found.data)
+    wanted = origin_of(teacher, latents=found.vae is not None, dtype=found.dtype, data=found.data)
     keys = ("family", "text", "vae", "negative", "size")
     if [getattr(found, key) for key in keys] != [getattr(wanted, key) for key in keys]:
         why = " (the weights differ)" if found.about() == wanted.about() else ""

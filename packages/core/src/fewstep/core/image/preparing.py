@@ -13,6 +13,7 @@ import torch
 
 from fewstep.core.data.captioned import open_data
 from fewstep.core.data.prepare import prepare
+from fewstep.core.data.synthetic import Sampling
 from fewstep.core.errors import UserError, check
 from fewstep.core.models.family import Size
 from fewstep.core.models.loading import Teacher
@@ -60,8 +61,15 @@ def prepare_data(args: Namespace) -> None:
     size = Size(*args.size) if args.size else None
     options = {"revision": args.revision, "variant": args.variant, "negative": args.negative}
     teacher = Teacher.find(args.teacher, size=size, **options)
+    sampling = _sampling(args, teacher)
     data = open_data(args.data, args.column, args.max_bad_share)
-    check(args.size is None or not isinstance(data, list), f"--size: {args.data} has no pictures; leave it out")
+    check(
+        args.size is None or sampling is not None or not isinstance(data, list),
+        f"--size: {args.data} has no pictures; leave it out, or give --sample-steps",
+    )
+    check(isinstance(data, list) or sampling is None, f"--sample-steps: {args.data} has pictures; give prompts")
+    still = teacher.family.media == "image"
+    check(still or isinstance(data, list), f"{args.data}: pictures for a model of videos; give prompts")
     out = args.out or Path("prepared") / default_name(args.data, args.teacher)
     count = Count(sys.stderr)
     try:
@@ -69,6 +77,7 @@ def prepare_data(args: Namespace) -> None:
             teacher,
             data,
             out,
+            sampling=sampling,
             samples_per_shard=args.samples_per_shard,
             dtype=args.dtype,
             device=find_device(args.device),
@@ -79,6 +88,17 @@ def prepare_data(args: Namespace) -> None:
     finally:
         count.close()
     sys.stdout.write(f"{out}: {cost}\n")
+
+
+def _sampling(args: Namespace, teacher: Teacher) -> Sampling | None:
+    """Return how the teacher is to sample, None when it is not; a distilled guidance is told to the model."""
+    if args.sample_steps is None:
+        check(args.guidance_scale == 1, "--guidance-scale belongs to --sample-steps")
+        return None
+    if teacher.family.guidance_distilled:
+        teacher.guidance = args.guidance_scale
+        return Sampling(args.sample_steps, seed=args.seed)
+    return Sampling(args.sample_steps, args.guidance_scale, args.seed)
 
 
 def find_device(name: str) -> torch.device:

@@ -46,11 +46,12 @@ def _pipeline(args: Namespace) -> None:
     sys.stdout.write(f"{args.out}: the autoencoder restores held-out digits with an error of {error:.3f} in [-1, 1]\n")
 
 
-def _size(text: str) -> tuple[int, int]:
+def _size(text: str) -> tuple[int, ...]:
     sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides):
-        raise ArgumentTypeError(f"'{text}' is not a size such as 512 or 512x768 (height x width)")
-    return int(sides[0]), int(sides[-1])
+    if len(sides) > 3 or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides):
+        raise ArgumentTypeError(f"'{text}' is not a size such as 512, 512x768 or 480x832x81 (height, width, frames)")
+    numbers = tuple(int(side) for side in sides)
+    return numbers * 2 if len(numbers) == 1 else numbers
 
 
 def _positive(text: str) -> int:
@@ -76,12 +77,17 @@ def _prepare_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to (prepared/<data>-<teacher>)")
     parser.add_argument("--column", default="", metavar="NAME", help="of the text (text, caption or prompt)")
-    parser.add_argument("--size", type=_size, metavar="HxW", help="pixels of the centre crops (the teacher's own)")
+    parser.add_argument("--size", type=_size, metavar="HxW", help="pixels of crops or samples (the teacher's)")
     parser.add_argument(
         "--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="to encode and keep in (fp32)"
     )
     parser.add_argument("--device", default="", help="to encode on (cuda where there is one)")
-    parser.add_argument("--batch", type=_positive, default=8, metavar="N", help="pictures encoded at a time (8)")
+    parser.add_argument("--batch", type=_positive, default=8, metavar="N", help="encoded or sampled at a time (8)")
+    parser.add_argument(
+        "--sample-steps", type=_positive, metavar="N", help="let the teacher sample latents for prompts, in N steps"
+    )
+    parser.add_argument("--guidance-scale", type=float, default=1.0, metavar="S", help="of these samples (1)")
+    parser.add_argument("--seed", type=int, default=0, help="of these samples (0)")
     parser.add_argument("--samples-per-shard", type=_positive, default=512, metavar="N", help="in a file (512)")
     parser.add_argument(
         "--max-bad-share", type=_share, default=0.01, metavar="X", help="of damaged or uncaptioned pictures (0.01)"
@@ -98,11 +104,13 @@ def _prepare(args: Namespace) -> None:
     prepare_data(args)
 
 
+PREPARE = Verb("encode captions and pictures once, for runs to read them", _prepare_arguments, _prepare)
+
 VERBS = {
     "classifier": Verb("train the digits classifier that metrics use", _classifier_arguments, _classifier),
     "digits-pipeline": Verb(
         "write an untrained text-to-image pipeline for captioned digits", _pipeline_arguments, _pipeline
     ),
     "demo": Verb("train few-step students of the digits teacher in minutes, and draw them", _demo_arguments, _demo),
-    "prepare": Verb("encode captions and pictures once, for runs to read them", _prepare_arguments, _prepare),
+    "prepare": PREPARE,
 }
