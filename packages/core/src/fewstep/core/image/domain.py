@@ -50,8 +50,8 @@ class ImageDomain:
         """Return the problem with every role built; UserError for what this domain cannot give."""
         if is_text_teacher(config.teacher):
             return build_text_problem(config, specs, seed, device)
+        scheduler = domain_scheduler(config)  # before the data: a teacher that is none would take any
         data = load_data(config.data)
-        scheduler = domain_scheduler(config)
         teacher, origin = self._teacher(config, specs, data, seed, device)
         pixels = SampleSet(config.sample_set, data.shape, len(data.classes), seed) if config.sample_set else None
         roles = build_roles(
