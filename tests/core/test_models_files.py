@@ -76,6 +76,14 @@ def test_shapes_need_no_weights(tmp_path):
         found.load("unet")
 
 
+def test_prompts_that_are_cut_are_counted_once(caplog):
+    short, long = "a fox", "a fox " * 20
+    with caplog.at_level("WARNING"):
+        found = teacher("sdxl").encode([short, long, short])
+    assert caplog.messages == ["1 of 3 prompts are longer than CLIP's 24 tokens and are cut"]
+    assert torch.equal(found.cond["prompt_embeds"][0], found.cond["prompt_embeds"][2])
+
+
 def test_a_component_of_another_library_is_code_and_not_run(tmp_path):
     folder = shutil.copytree(teacher("sd").folder.path, tmp_path / "odd")
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))

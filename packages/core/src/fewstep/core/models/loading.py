@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ from fewstep.core.models.files import INDEX, PipelineFolder, quiet, read_json
 from fewstep.core.models.table import family_of, find_family
 from fewstep.core.prediction import Kind
 from fewstep.core.process import Process
+
+log = logging.getLogger("fewstep.models")
 
 TINY = "tiny:"
 ENCODE_BATCH = 16
@@ -197,16 +200,30 @@ class TextEncoder:
     def __call__(self, prompts: Sequence[str], done: Callable[[int], None] = lambda count: None) -> Encoded:
         """Return the conditions of prompts; ``null`` has one row. ``done`` is told how many prompts are ready."""
         check(bool(prompts), "no prompts to encode")
+        self._tell_cut(prompts)
         parts: list[Cond] = []
         null: Cond | None = None
         for start in range(0, len(prompts), ENCODE_BATCH):
             some = prompts[start : start + ENCODE_BATCH]
-            found = self.family.encode(self.pipe, some, self.negative, self.size)
+            with quiet():
+                found = self.family.encode(self.pipe, some, self.negative, self.size)
             parts.append(_checked_rows(found.cond, len(some)))
             if null is None and found.null is not None:
                 null = {name: value[:1].cpu() for name, value in found.null.items()}
             done(start + len(some))
         return Encoded({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, null)
+
+    def _tell_cut(self, prompts: Sequence[str]) -> None:
+        """Say once how many prompts CLIP cuts, where transformers would print each of them."""
+        for part in self.pipe.components.values():
+            if not type(part).__name__.startswith("CLIPTokenizer"):
+                continue
+            with quiet():
+                cut = sum(len(tokens) > part.model_max_length for tokens in part(list(prompts)).input_ids)
+            if cut:
+                most = part.model_max_length
+                log.warning("%d of %d prompts are longer than CLIP's %d tokens and are cut", cut, len(prompts), most)
+                return
 
 
 @dataclass
