@@ -213,3 +213,33 @@ def test_no_import_path_is_followed(load):
 
 def test_values_with_equals_signs_survive():
     assert split_overrides(["domain.folder=a=b", "--name", "x=y"]) == [("domain.folder", "a=b"), ("name", "x=y")]
+
+
+def test_a_config_extends_another_group_by_group(tmp_path):
+    (tmp_path / "below.yaml").write_text(
+        "recipe: {name: dmd2, fake_updates: 7}\ndomain: {name: image}\ntrain: {steps: 9, batch: 6}\n", encoding="utf-8"
+    )
+    (tmp_path / "middle.yaml").write_text("extends: below.yaml\ntrain: {batch: 8}\n", encoding="utf-8")
+    (tmp_path / "own.yaml").write_text("extends: middle.yaml\ntrain: {steps: 3}\noptim: {lr: 0.5}\n", encoding="utf-8")
+    found = load_config(tmp_path / "own.yaml", ["train.log_every=2"])
+    assert (found.recipe.fake_updates, found.train.batch, found.train.steps) == (7, 8, 3)
+    assert (found.optim.lr, found.train.log_every, found.name) == (0.5, 2, "own")
+    (tmp_path / "resolved.yaml").write_text(dump(found), encoding="utf-8")
+    assert "extends" not in dump(found)
+    assert load_config(tmp_path / "resolved.yaml") == found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: own.yaml\n", "which extends it in turn"),
+        ("extends: other.yaml\n", "which extends it in turn"),
+        ("extends: absent.yaml\n", "cannot be read"),
+        ("extends: 3\n", "must name a YAML file"),
+    ],
+)
+def test_what_cannot_be_extended(text, message, tmp_path):
+    (tmp_path / "own.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "other.yaml").write_text("extends: own.yaml\n", encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        load_config(tmp_path / "own.yaml")

@@ -14,7 +14,8 @@ from fewstep.core.errors import UserError
 from fewstep.core.guidance import Guided
 from fewstep.core.models.family import Size
 from fewstep.core.models.loading import Teacher
-from fewstep.core.models.tiny import save_pipeline
+from fewstep.core.models.sd import guidance_features
+from fewstep.core.models.tiny import save_pipeline, seeded
 from fewstep.core.networks.taps import features
 from fewstep.core.process import times
 
@@ -126,3 +127,27 @@ def test_sana_follows_its_instruction_but_for_the_unconditional_prompt():
     given = encoded("sana")
     assert given.cond["prompt_embeds"].shape == plain.shape
     assert not torch.allclose(given.cond["prompt_embeds"], plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("width", [8, 9, 256])
+def test_a_guidance_scale_is_embedded_as_lcm_pipelines_do(width):
+    from diffusers import StableDiffusionPipeline
+
+    scale = torch.tensor([1.0, 1.5, 7.5, 14.0])
+    expected = StableDiffusionPipeline.get_guidance_scale_embedding(None, scale - 1, embedding_dim=width)
+    # angles are thousands of radians: float32 keeps them to about 1e-3
+    assert_close(guidance_features(scale, width), expected, atol=2e-3, rtol=0)
+
+
+def test_an_lcm_network_is_told_the_scale_of_the_condition_or_its_own():
+    network = teacher("sd").folder.skeleton("unet")
+    with seeded(0):
+        unet = type(network).from_config({**network.config, "time_cond_proj_dim": 16}).eval()
+    null = encoded("sd").null
+    x, t, cond = torch.randn(2, 4, 8, 8), times(500.0, 2), encoded("sd").cond
+    told = [Teacher(teacher("sd").folder, teacher("sd").size, guidance).reads(unet, null) for guidance in (1.0, 8.0)]
+    with torch.no_grad():
+        low, high = (each.predict(x, t, cond).value for each in told)
+        given = told[0].predict(x, t, dict(cond) | {"guidance": torch.full((2,), 8.0)}).value
+    assert torch.equal(given, high)
+    assert not torch.allclose(low, high, atol=1e-6)
