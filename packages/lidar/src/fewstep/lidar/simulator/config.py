@@ -87,7 +87,7 @@ class StreetConfig:
     setback and densities differ by up to this share from the values here, drawn from the seed. ``curvature``: the
     largest heading of the road against its mean, radians. ``relief``: amplitude of the road's height. ``bumps``: of
     the terrain beside it, which may also rise or fall sideways by ``bank`` metres a metre. ``setback``: mean distance
-    of buildings from the sidewalk. ``buildings``: share of the street front that is built up. ``moving_cars``: in all.
+    of buildings from the sidewalk. ``buildings``: share of the street front that is built up.
     """
 
     length: float | None = None
@@ -106,7 +106,7 @@ class StreetConfig:
     trees: float = 8.0
     bushes: float = 8.0
     parked_cars: float = 7.0
-    moving_cars: int = 5
+    moving_cars: float = 1.5
     traffic_speed: float = 9.0
     speed: float = 8.0
     variation: float = 0.2
@@ -127,7 +127,7 @@ class StreetConfig:
         _within("crossroads", self.crossroads, 0, 3)
         for name in ("poles", "trees", "bushes", "parked_cars"):
             _within(name, getattr(self, name), 0, 40)
-        _whole("moving_cars", self.moving_cars, 0, 200)
+        _within("moving_cars", self.moving_cars, 0, 10)
         _within("traffic_speed", self.traffic_speed, 0, 60)
         _within("speed", self.speed, 0, 60)
         _within("variation", self.variation, 0, 0.5)

@@ -72,7 +72,7 @@ class Ground:
     def lateral(self, x: Array, y: Array) -> Array:
         """Return the distance from the road's middle, positive to the left (exact where the road is straight)."""
         if not self.bend.amplitude:
-            return y
+            return np.asarray(y)
         slope = self.bend.slope(x)
         return np.asarray((y - self.bend.value(x)) / np.sqrt(1 + slope * slope))
 

@@ -193,7 +193,7 @@ def hit_ground(rays: Rays, hits: Hits, ground: Ground, surface: int, max_range: 
     height = float(rays.centre[2] - ground.height(rays.centre[None, 0], rays.centre[None, 1])[0])
     first = 0.1 * height
     count = int(np.ceil(np.log(1.05 * max_range / first) / np.log(PROFILE_GROWTH))) + 1
-    far = first * PROFILE_GROWTH ** np.arange(count)
+    far: Array = np.asarray(first * PROFILE_GROWTH ** np.arange(count), np.float64)
     x, y, z = rays.origin + rays.centre[:, None]
     above = ground.height(x + far[:, None] * cosine, y + far[:, None] * sine) - z
     steepness = np.maximum.accumulate(above / far[:, None], axis=0)

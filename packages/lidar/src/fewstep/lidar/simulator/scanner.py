@@ -37,17 +37,17 @@ def beam_elevations(sensor: SensorConfig) -> Array:
     gaps = np.ones(max(sensor.beams - 1, 0))
     gaps[: max(sensor.beams // 2 - 1, 0)] = sensor.upper_spacing
     share = np.concatenate([[0.0], np.cumsum(gaps)]) / max(gaps.sum(), 1)
-    return np.deg2rad(sensor.elevation_top + (sensor.elevation_bottom - sensor.elevation_top) * share)
+    return np.asarray(np.deg2rad(sensor.elevation_top + (sensor.elevation_bottom - sensor.elevation_top) * share))
 
 
 def column_azimuths(sensor: SensorConfig) -> Array:
     """Return the columns' azimuths in radians: a turn goes from behind over the right, ahead (its centre), the left."""
-    return (np.arange(sensor.columns) + 0.5) * (2 * np.pi / sensor.columns) - np.pi
+    return np.asarray((np.arange(sensor.columns) + 0.5) * (2 * np.pi / sensor.columns) - np.pi)
 
 
 def column_times(sensor: SensorConfig, time: float) -> Array:
     """Return when each column is fired in the turn whose centre is at ``time``."""
-    return time + column_azimuths(sensor) / (2 * np.pi * sensor.rate)
+    return np.asarray(time + column_azimuths(sensor) / (2 * np.pi * sensor.rate), np.float64)
 
 
 def scan_pose(world: World, sensor: SensorConfig, time: float) -> Array:

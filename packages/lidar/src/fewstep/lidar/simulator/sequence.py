@@ -15,6 +15,8 @@ from fewstep.lidar.simulator.scanner import Scan, scan_pose, simulate_scan
 from fewstep.lidar.simulator.street import make_street
 from fewstep.lidar.simulator.world import World, rotation
 
+HDL_64E = SensorConfig()
+STREET = StreetConfig()
 MAX_SCANS = 1_000_000  # six digits name a scan
 
 
@@ -62,8 +64,8 @@ def simulate_sequence(
     name: str,
     scans: int,
     seed: int,
-    street: StreetConfig = StreetConfig(),
-    sensor: SensorConfig = SensorConfig(),
+    street: StreetConfig = STREET,
+    sensor: SensorConfig = HDL_64E,
     progress: bool = False,
 ) -> Path:
     """Write a simulated drive as ``out/sequences/name`` and return that folder; it appears whole or not at all.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -142,7 +143,7 @@ class Planner:
         pieces = max(1, round((stop - start) / 6))
         tall = self._uniform(0.9, 1.8)
         edges = np.linspace(start, stop, pieces + 1)
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in pairwise(edges):
             middle = float(low + high) / 2
             if not self._on_crossing(middle, 4):
                 self._box(middle, lateral, (float(high - low) / 2, thick, tall), label, albedo=0.4)
@@ -235,23 +236,20 @@ class Planner:
 
     def _traffic(self, ego: Driver) -> tuple[MovingCar, ...]:
         """A car ahead and one behind in the own lane that keep their distance, the others come towards."""
-        count, config = self.config.moving_cars, self.config
-        driven = max(1, count - 2)
-        low, high = self._lane(self.ground.road_half / 2).span
-        oncoming = self._lane(self.ground.road_half / 2)
-        # spread over the road that meets the drive, at one speed: they cannot run into each other
-        first, room = self._uniform(10, 40), (high - low) / driven
-        found = []
+        config, oncoming = self.config, self._lane(self.ground.road_half / 2)
+        low, high = oncoming.span
+        count = round(self._varied(config.moving_cars) * (high - low) / 100)
+        drivers = []
+        if count > 1:
+            drivers.append(Driver(ego.lane, self._uniform(14, 45), max(ego.speed, config.traffic_speed)))
+        if count > 3:
+            drivers.append(Driver(ego.lane, -self._uniform(14, 45), min(ego.speed, config.traffic_speed)))
+        # at one speed, spread over the lane: they cannot run into each other
+        count -= len(drivers)
         for number in range(count):
-            if number == 1:
-                driver = Driver(ego.lane, self._uniform(14, 45), max(ego.speed, config.traffic_speed))
-            elif number == 3:
-                driver = Driver(ego.lane, -self._uniform(14, 45), min(ego.speed, config.traffic_speed))
-            else:
-                place = first + min(room, 60.0) * (number + self._uniform(-0.2, 0.2))
-                driver = Driver(oncoming, place, -config.traffic_speed)
-            found.append(MovingCar(driver, self._car(), self._next_instance()))
-        return tuple(found)
+            start = low + (high - low) * (number + self._uniform(0.1, 0.6)) / count
+            drivers.append(Driver(oncoming, start, -config.traffic_speed))
+        return tuple(MovingCar(driver, self._car(), self._next_instance()) for driver in drivers)
 
 
 def make_street(config: StreetConfig, seed: int) -> World:
