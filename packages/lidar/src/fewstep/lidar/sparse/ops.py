@@ -1,0 +1,85 @@
+"""The one operation of sparse convolution: rows are gathered, multiplied by a kernel element, and added up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fewstep.lidar.sparse.sites import Pairs
+
+Weight = Float[Tensor, "k ci co"]
+
+
+def _product(x: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
+    """Return ``out[adds_k] += x[reads_k] weight_k`` over all k; half precision adds up in float32."""
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    out = x.new_zeros(pairs.rows_out, weight.shape[2], dtype=torch.float32 if half else x.dtype)
+    for k, (reads, adds) in enumerate(zip(pairs.reads, pairs.adds, strict=True)):
+        if k == pairs.center:
+            out = out.add_(x @ weight[k]) if half else out.addmm_(x, weight[k])
+        elif len(reads):
+            out.index_add_(0, adds, (x.index_select(0, reads) @ weight[k]).to(out.dtype))
+    return out.to(x.dtype)
+
+
+def _weight_gradient(x: Tensor, grad: Tensor, pairs: Pairs) -> Tensor:
+    """Return ``x[reads_k]^T grad[adds_k]`` for every k, "k ci co"."""
+    out = x.new_zeros(len(pairs.reads), x.shape[1], grad.shape[1])
+    for k, (reads, adds) in enumerate(zip(pairs.reads, pairs.adds, strict=True)):
+        if k == pairs.center:
+            torch.mm(x.T, grad, out=out[k])
+        elif len(reads):
+            torch.mm(x.index_select(0, reads).T, grad.index_select(0, adds), out=out[k])
+    return out
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.pairs = pairs
+        return _product(x, weight, pairs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        pairs: Pairs = ctx.pairs
+        to_x, to_weight = ctx.needs_input_grad[:2]
+        grad = grad.contiguous()
+        # both are of the same two operations, so they can be differentiated again
+        return (
+            convolve(grad, weight.transpose(1, 2), pairs.reverse()) if to_x else None,
+            _Correlate.apply(x, grad, pairs) if to_weight else None,
+            None,
+        )
+
+
+class _Correlate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grad: Tensor, pairs: Pairs) -> Tensor:
+        ctx.save_for_backward(x, grad)
+        ctx.pairs = pairs
+        return _weight_gradient(x, grad, pairs)
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, grad = ctx.saved_tensors
+        pairs: Pairs = ctx.pairs
+        to_x, to_grad = ctx.needs_input_grad[:2]
+        return (
+            convolve(grad, outer.transpose(1, 2), pairs.reverse()) if to_x else None,
+            convolve(x, outer, pairs) if to_grad else None,
+            None,
+        )
+
+
+def convolve(x: Float[Tensor, "v ci"], weight: Weight, pairs: Pairs) -> Float[Tensor, "w co"]:
+    """Return a sparse convolution: row ``adds[k]`` of the result gets ``x[reads[k]] @ weight[k]``, summed over k.
+
+    Differentiable twice, in any floating dtype; nothing but ``x`` and the weight is kept for the backward pass.
+    """
+    out: Tensor = _Convolve.apply(x, weight, pairs)
+    return out
