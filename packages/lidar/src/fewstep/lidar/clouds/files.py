@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fewstep.core.data.writing import write_whole
-from fewstep.core.errors import UserError, check, nearest
+from fewstep.core.errors import UserError, check
 from fewstep.lidar.clouds.cloud import Cloud
 from fewstep.lidar.clouds.layout import SUFFIXES
 from fewstep.lidar.clouds.npy import npy_bytes, read_npy
@@ -87,5 +87,5 @@ def write_cloud(path: str | Path, cloud: Cloud) -> None:
 
 def _suffix(file: Path) -> str:
     suffix = file.suffix.lower()
-    check(suffix in SUFFIXES, f"{file}: no format '{suffix}' of clouds: {nearest(suffix, SUFFIXES)}")
+    check(suffix in SUFFIXES, f"{file}: '{suffix}' is no format of clouds; these are {', '.join(SUFFIXES)}")
     return suffix

@@ -184,12 +184,12 @@ def _walk(
             width = read.itemsize if isinstance(body, bytes) else 1
             if at + width > len(body):
                 raise cut
-            value = np.frombuffer(body, read, 1, at)[0] if isinstance(body, bytes) else body[at]
+            value = (np.frombuffer(body, read, 1, at)[0] if isinstance(body, bytes) else body[at]).item()
             at += width
             if not each.length:
                 kept[each.name].append(value)
                 continue
-            check(0 <= value <= len(body), f"{path}: a list of {value} in '{element.name}': copy it again")
+            check(0 <= value <= len(body), f"{path}: a list of {value:g} in '{element.name}': copy it again")
             at += int(value) * (kind.itemsize if isinstance(body, bytes) else 1)
             if at > len(body):
                 raise cut

@@ -49,7 +49,7 @@ def rigid(values: npt.NDArray[Any], where: str) -> Pose:
         off = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
     if not off <= TOLERANCE:
         raise UserError(f"{where}: its 3x3 part is no rotation (R^T R is off by {off:.2g}); write the file again")
-    check(np.linalg.det(rotation) > 0, f"{where}: its 3x3 part mirrors (determinant -1); write the file again")
+    check(float(np.linalg.det(rotation)) > 0, f"{where}: its 3x3 part mirrors (determinant -1); write the file again")
     check(bool((pose[3] == (0, 0, 0, 1)).all()), f"{where}: its last row is not 0 0 0 1; write the file again")
     return pose
 
