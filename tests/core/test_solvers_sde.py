@@ -46,7 +46,7 @@ def test_the_even_grid_is_that_of_the_multistep_solvers_of_diffusers():
 @pytest.mark.parametrize("n", [1, 2, 8, 20])
 @pytest.mark.parametrize("kind", [Kind.EPS, Kind.V])
 def test_every_step_is_that_of_diffusers(n, kind, monkeypatch):
-    """With the same noises; 20 steps are where its solver would take the last one at second order, were it not clean."""
+    """With the same noises; at 20 steps its solver would take the last one at second order, were its end not clean."""
     import diffusers.schedulers.scheduling_dpmsolver_multistep as module
 
     Draws(monkeypatch, module, (4, 3))
