@@ -28,7 +28,8 @@ def time_grid(
     for tables). ``leading``: the same parts from the other end, moved up by ``offset`` indices. ``linspace``: both ends
     included. ``even``: as trailing, but a table's last part goes to its least noise (``linspace`` of diffusers'
     multistep solvers). ``karras``: the ramp of arXiv 2206.00364, equation 5, in ``tau`` between the process's ends,
-    exponent ``rho``. Raises UserError for a grid that does not exist (more steps than levels, a ramp from infinite noise).
+    exponent ``rho``. Raises UserError for a grid that does not exist (more steps than levels, a ramp from infinite
+    noise).
     """
     spacing = default_spacing(process) if spacing is None else spacing
     check(num_steps >= 1, f"a sampler needs at least one step, got {num_steps}")
