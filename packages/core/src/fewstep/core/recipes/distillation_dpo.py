@@ -128,20 +128,10 @@ class DistillationDPO(FakeScoreRecipe):
 
     def student_loss(self, pair: Pair, batch: Batch, rng: Rng, step: int) -> LossTerms:
         """Return the surrogate of both directions, at one time and noise for both members."""
-        config = self.config
+        config, has_losers = self.config, self.config.has_losers()
         at = self.noised(Sample(pair.winner, batch.cond), config.time, rng, step)
         winner = self.judged(pair.winner, batch, at.t, at.eps, rng, WINNER)
-        metrics = {
-            "switch": pair.first_won.to(at.eps.dtype),
-            "lead": pair.lead,
-            "direction_winner": sample_mean(winner.direction.abs()),
-        }
-        if not config.has_losers():
-            value = pair_gradient_loss(
-                pair.winner, pair.loser, winner.direction, winner.direction, loser_weight=0, reduction=config.reduction
-            )
-            return LossTerms({"pair": value}, metrics=metrics)
-        loser = self.judged(pair.loser, batch, at.t, at.eps, rng, LOSER)
+        loser = self.judged(pair.loser, batch, at.t, at.eps, rng, LOSER) if has_losers else winner
         margin = reward_margin(winner.fake_error, loser.fake_error, winner.teacher_error, loser.teacher_error)
         value = pair_gradient_loss(
             pair.winner,
@@ -152,7 +142,13 @@ class DistillationDPO(FakeScoreRecipe):
             weight=None if config.dpo_sigmoid is None else pair_weight(margin, config.dpo_sigmoid),
             reduction=config.reduction,
         )
-        metrics |= {"direction_loser": sample_mean(loser.direction.abs()), "margin": margin}
+        metrics = {
+            "switch": pair.first_won.to(at.eps.dtype),
+            "lead": pair.lead,
+            "direction_winner": sample_mean(winner.direction.abs()),
+        }
+        if has_losers:
+            metrics |= {"direction_loser": sample_mean(loser.direction.abs()), "margin": margin}
         return LossTerms({"pair": value}, metrics=metrics)
 
     def judged(self, x0: Tensor, batch: Batch, t: Tensor, eps: Tensor, rng: Rng, fake: str) -> Judged:
