@@ -33,7 +33,9 @@ def ranked(judge: Judge, first: Tensor, second: Tensor, batch: Batch) -> Pair:
             if tuple(score.shape) != (batch.size,):
                 raise UserError(f"a judge must give one number per sample, [{batch.size}], got {list(score.shape)}")
             if bool(score.isnan().any()):
-                raise TrainingError("a judge gives NaN for some samples: they cannot be ranked")
+                bad = int((~x.flatten(1).isfinite().all(1)).sum())
+                found = f"{bad} of the {len(x)} samples are not finite" if bad else "all samples are finite"
+                raise TrainingError(f"a judge gives NaN, so pairs cannot be ranked ({found})")
             scores.append(score)
         first_won = scores[0] < scores[1]
         lead = (scores[0] - scores[1]).abs()
