@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fewstep.core.data.writing import write_whole
-from fewstep.core.errors import check, nearest
+from fewstep.core.errors import UserError, check, nearest
 from fewstep.lidar.view.colours import scale_bytes
 from fewstep.lidar.view.scene import Camera, Look, PerspectiveCamera, TopCamera, render
 
@@ -97,11 +98,18 @@ def picture(xyz: Array, view: str, size: int, look: Look) -> Image.Image:
 
 def save(sheet: Image.Image, path: Path) -> None:
     """Write a PNG in one move; UserError when that is not possible."""
+    with writing(path):
+        write_whole(path, lambda aside: sheet.save(aside, format="PNG", optimize=True))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make the folder of a file, and turn what the system says against writing it into UserError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda aside: sheet.save(aside, format="PNG", optimize=True))
+        yield
     except OSError as error:
-        check(False, f"{path}: cannot be written ({error.strerror}): give another place")
+        raise UserError(f"{path}: cannot be written ({error.strerror}); give another place") from error
 
 
 def _mark(image: Image.Image, column: float, row: float, radius: float) -> None:

@@ -76,7 +76,7 @@ class TopCamera:
 
     def relief(self, depth: Array) -> Array:
         """Metres, over a tenth of the range."""
-        return depth * np.float32(0.35)
+        return np.asarray(depth * np.float32(0.35))
 
     def diameter(self, depth: Array) -> Array:
         """18 cm, and a pixel at least."""
@@ -84,7 +84,7 @@ class TopCamera:
 
     def ground_range(self, columns: Array, rows: Array, z: float) -> Array:
         """The distance from the middle."""
-        return np.hypot(columns - self.size / 2, rows - self.size / 2) / self.pixels_per_metre
+        return np.asarray(np.hypot(columns - self.size / 2, rows - self.size / 2) / self.pixels_per_metre)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class PerspectiveCamera:
 
     def relief(self, depth: Array) -> Array:
         """Octaves of distance."""
-        return np.asarray(np.log2(depth)) * np.float32(12)
+        return np.asarray(np.log2(depth) * np.float32(12))
 
     def diameter(self, depth: Array) -> Array:
         """11 cm at the distance, and a pixel at least."""
@@ -200,7 +200,7 @@ def _disc(size: int) -> list[tuple[int, int]]:
 def _sortable(values: Array) -> Array:
     """Integers in the order of float32 numbers: their bits, those of negative ones turned round."""
     bits = (values + np.float32(0)).view(np.int32)  # + 0 makes one zero of both
-    return np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)
+    return np.asarray(np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits))
 
 
 def _sortable_inverse(bits: Array) -> Array:
@@ -219,13 +219,13 @@ def _shade(relief: Array, hit: Array) -> Array:
                 if down or across:
                     other = around[pad + down : pad + down + far.shape[0], pad + across : pad + across + far.shape[1]]
                     darkness += np.clip(far - other, 0, 1)
-    return np.exp(-darkness / 16 * np.float32(1.6))
+    return np.asarray(np.exp(darkness * np.float32(-0.1)))
 
 
 def _rings(camera: Camera, look: Look) -> Array:
     """The ground with circles of equal range on it, linear light, "hs ws 3" float32."""
     s = SUPERSAMPLING
-    picture = np.broadcast_to(decode(GROUND).astype(np.float32), (camera.height * s, camera.width * s, 3)).copy()
+    picture: Array = np.full((camera.height * s, camera.width * s, 3), decode(GROUND), dtype=np.float32)
     if look.ring_step <= 0:
         return picture
     columns = (np.arange(camera.width * s) + 0.5) / s
