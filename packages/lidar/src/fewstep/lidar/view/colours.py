@@ -62,8 +62,9 @@ def scale_oklab() -> Array:
         rgb = oklab_to_linear(np.stack((lightness, chroma * np.cos(hue), chroma * np.sin(hue)), -1))
         shown = ((rgb >= 0) & (rgb <= 1)).all(-1)
         low, high = np.where(shown, chroma, low), np.where(shown, high, chroma)
-    low = np.minimum(low, _smooth(low))  # no bands where the limits of the screen have corners
-    path = np.stack((lightness, low * np.cos(hue), low * np.sin(hue)), -1)
+    chroma = _smooth(low)  # no bands where the limits of the screen have corners
+    chroma *= (low / chroma).min()
+    path = np.stack((lightness, chroma * np.cos(hue), chroma * np.sin(hue)), -1)
     walked = np.concatenate(([0.0], np.linalg.norm(np.diff(path, axis=0), axis=1).cumsum()))
     even = np.linspace(0, walked[-1], COLOURS)
     return np.stack([np.interp(even, walked, axis) for axis in path.T], -1)

@@ -25,7 +25,10 @@ def bev_rows(rows: Sequence[tuple[str, Float[Tensor, "n p 3"]]], stem: Path, max
     UserError when there is nothing to draw or a point is not finite.
     """
     check(bool(rows) and all(len(scenes) > 0 for _, scenes in rows), "nothing to draw: every row needs a scene")
-    shown = [(label, [points(label, xyz.detach().cpu().numpy()) for xyz in scenes[:SCENES]]) for label, scenes in rows]
+    shown = [
+        (label, [points(label, xyz.detach().double().cpu().numpy()) for xyz in scenes[:SCENES]])
+        for label, scenes in rows
+    ]
     look = shared_look([xyz for _, scenes in shown for xyz in scenes], max_range)
     font = ImageFont.load_default(size=14)
     gutter = MARGIN + max(math.ceil(font.getlength(label)) for label, _ in shown) + MARGIN

@@ -72,7 +72,7 @@ def shared_look(clouds: Sequence[Array], max_range: float | None = None) -> Look
     filled = [xyz for xyz in clouds if len(xyz)]
     if max_range is None:
         reach = [float(np.percentile(np.hypot(xyz[:, 0], xyz[:, 1]), 99)) for xyz in filled]
-        max_range = min(max(_round_up(float(np.median(reach))) if reach else 50.0, 1.0), 1e4)
+        max_range = min(_round_up(max(1.0, float(np.median(reach)))), 1e4) if reach else 50.0
     inside = [xyz[np.hypot(xyz[:, 0], xyz[:, 1]) <= max_range, 2] for xyz in filled]
     marks = [np.percentile(z, (1, 5, 99)) for z in inside if len(z)]
     low, ground, high = np.median(marks, axis=0) if marks else (-2.0, -1.7, 3.0)
