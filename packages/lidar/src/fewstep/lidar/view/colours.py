@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 COLOURS = 256
-LIGHTNESS = (0.47, 0.95)  # of the lowest and the highest: both stand out from the dark ground of the pictures
+LIGHTNESS = (0.52, 0.95)  # of the lowest and the highest: both stand out from the dark ground of the pictures
 HUE_DEGREES = (292.0, 98.0)  # from violet over blue and green to yellow
-CHROMA = 0.15  # at most: less where sRGB has no such colour
+CHROMA = 0.16  # at most: less where sRGB has no such colour
 
 # Oklab (B. Ottosson, 2020): from the perceptual axes to cone responses, and from there to linear sRGB.
 OKLAB_TO_LMS = np.array(
@@ -70,7 +70,7 @@ def scale_oklab() -> Array:
     return np.stack([np.interp(even, walked, axis) for axis in path.T], -1)
 
 
-def _smooth(values: Array, half: int = 2 * COLOURS) -> Array:
+def _smooth(values: Array, half: int = COLOURS) -> Array:
     """A running mean under a triangle, the ends held."""
     triangle = 1 - np.abs(np.arange(-half + 1, half)) / half
     return np.convolve(np.pad(values, half - 1, mode="edge"), triangle / triangle.sum(), mode="valid")

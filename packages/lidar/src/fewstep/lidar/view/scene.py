@@ -79,8 +79,8 @@ class TopCamera:
         return np.asarray(depth * np.float32(0.35))
 
     def diameter(self, depth: Array) -> Array:
-        """18 cm, and a pixel at least."""
-        return np.full(depth.shape, max(1.0, 0.18 * self.pixels_per_metre))
+        """24 cm, and a pixel at least."""
+        return np.full(depth.shape, max(1.0, 0.24 * self.pixels_per_metre))
 
     def ground_range(self, columns: Array, rows: Array, z: float) -> Array:
         """The distance from the middle."""
@@ -126,8 +126,8 @@ class PerspectiveCamera:
         return np.asarray(np.log2(depth) * np.float32(12))
 
     def diameter(self, depth: Array) -> Array:
-        """11 cm at the distance, and a pixel at least."""
-        return np.maximum(1.0, 0.11 * self.focal / depth)
+        """14 cm at the distance, and a pixel at least."""
+        return np.maximum(1.0, 0.14 * self.focal / depth)
 
     def ground_range(self, columns: Array, rows: Array, z: float) -> Array:
         """Rays cut with the plane; inf above the horizon."""
