@@ -21,6 +21,7 @@ Array = NDArray[Any]
 
 VIEWS = ("top", "perspective")
 MAX_PANELS = 12
+MAX_METRES = 1e9  # of a coordinate
 MIN_SIZE, MAX_SIZE = 64, 2048  # pixels across a panel
 PERSPECTIVE_HEIGHT = 0.62  # of its width
 INK, SOFT, PAPER = (32, 36, 44), (102, 112, 133), (255, 255, 255)
@@ -53,12 +54,15 @@ def draw_panels(
 
 
 def points(label: str, xyz: Array) -> Array:
-    """Return a cloud as float64 "n 3"; UserError unless it has that shape and is finite."""
+    """Return a cloud as float64 "n 3"; UserError unless it has that shape and is finite, and within 1e9 m."""
     array = np.asarray(xyz)
     check(array.ndim == 2 and array.shape[1] == 3, f"{label}: points have the shape {array.shape}, not (n, 3)")
     array = array.astype(np.float64)
     bad = int((~np.isfinite(array)).any(1).sum())
     check(bad == 0, f"{label}: {bad} of {len(array)} points are not finite; drop them first")
+    check(
+        bool((np.abs(array) <= MAX_METRES).all()), f"{label}: has points farther than {MAX_METRES:g} m; drop them first"
+    )
     return array
 
 

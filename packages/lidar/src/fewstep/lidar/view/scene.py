@@ -210,16 +210,14 @@ def _sortable_inverse(bits: Array) -> Array:
 def _shade(relief: Array, hit: Array) -> Array:
     """How bright samples are in (0, 1]: less, the farther they lie behind their neighbours."""
     far = np.where(hit, relief, np.float32(1e9))
+    height, width = far.shape
+    reach = SUPERSAMPLING  # the eight pixels around
+    around = np.pad(far, reach, mode="edge")
     darkness = np.zeros_like(far)
-    for reach in (1, 2):
-        around = np.pad(far, reach * SUPERSAMPLING // 2 + reach % 2, mode="edge")
-        pad = reach * SUPERSAMPLING // 2 + reach % 2
-        for down in (-pad, 0, pad):
-            for across in (-pad, 0, pad):
-                if down or across:
-                    other = around[pad + down : pad + down + far.shape[0], pad + across : pad + across + far.shape[1]]
-                    darkness += np.clip(far - other, 0, 1)
-    return np.asarray(np.exp(darkness * np.float32(-0.1)))
+    for down in (0, reach, 2 * reach):
+        for across in (0, reach, 2 * reach):
+            darkness += np.clip(far - around[down : down + height, across : across + width], 0, 1)
+    return np.asarray(np.exp(darkness * np.float32(-0.2)))
 
 
 def _rings(camera: Camera, look: Look) -> Array:
