@@ -1,7 +1,7 @@
 """ScoreLiDAR (arXiv 2412.03515): score distillation of scene completion, with terms of the scene's geometry.
 
-Samples are offsets of the points ``cond["base"]``; the geometric terms compare base + sample with the complete scene,
-base + ``batch.x0``, as sets of points: the rows of the two have nothing to do with each other.
+Samples are points; the geometric terms compare them with those of the complete scene, ``batch.x0``, as sets: the rows
+of the two have nothing to do with each other.
 
 The released code multiplies ``eps_teacher - eps_fake`` by ``x_t - x0``, with ``x0`` attached in both, which is a
 constant: its students learn from the geometric terms alone. Here it acts on ``x0``, as in the paper.
@@ -88,13 +88,12 @@ class ScoreLiDAR(GeneratorRecipe):
         config, found = self.config, dict[str, Tensor]()
         if config.scene_weight == config.point_weight == 0:
             return found
-        base = batch.cond.get("base")
-        if base is None or sample.x0.ndim != 3 or base.shape != sample.x0.shape:
+        made, scene = sample.x0, batch.clean_samples(self.name)
+        if made.ndim != 3 or made.shape[2] != 3:
             raise UserError(
-                f"recipe '{self.name}': its geometric terms need samples [b, n, 3] and as many points in cond['base']; "
-                "set scene_weight and point_weight to 0 to do without"
+                f"recipe '{self.name}': its geometric terms need points [b, n, 3], and samples here are "
+                f"{list(made.shape)}; set scene_weight and point_weight to 0 to do without"
             )
-        made, scene = base + sample.x0, base + batch.clean_samples(self.name)
         if config.scene_weight > 0:
             found["scene"] = scene_loss(made, scene, correspondence=config.correspondence, squared=config.squared)
         if config.point_weight > 0:
