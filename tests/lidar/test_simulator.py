@@ -7,9 +7,17 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+
 from fewstep.core.errors import UserError
-from fewstep.lidar.simulator import SensorConfig, StreetConfig, drive, make_street, simulate_scan, simulate_sequence
-from fewstep.lidar.simulator import scanner
+from fewstep.lidar.simulator import (
+    SensorConfig,
+    StreetConfig,
+    drive,
+    make_street,
+    scanner,
+    simulate_scan,
+    simulate_sequence,
+)
 from fewstep.lidar.simulator import sequence as sequence_module
 from fewstep.lidar.simulator.ground import Ground, Lane, Waves
 from fewstep.lidar.simulator.rays import find_windows
@@ -84,7 +92,8 @@ def test_points_lie_on_the_grid_of_beams_and_columns():
 
 def test_the_default_beams_are_those_of_a_64_beam_sensor():
     degrees = np.rad2deg(beam_elevations(SensorConfig()))
-    assert degrees[0] == pytest.approx(2) and degrees[-1] == pytest.approx(-24.8)
+    assert degrees[0] == pytest.approx(2)
+    assert degrees[-1] == pytest.approx(-24.8)
     gaps = -np.diff(degrees)
     np.testing.assert_allclose(gaps[:31], 2 / 3 * gaps[-1])
     np.testing.assert_allclose(gaps[31:], gaps[-1])
@@ -112,7 +121,8 @@ def test_range_limits_hold():
     measured = angles(
         scan(make_street(StreetConfig(length=0, speed=0), 1), replace(EXACT, min_range=6, max_range=30)).xyz
     )[0]
-    assert 6 <= measured.min() < 7 and 29 < measured.max() <= 30 + 1e-4
+    assert 6 <= measured.min() < 7
+    assert 29 < measured.max() <= 30 + 1e-4
 
 
 # --- what rays meet -------------------------------------------------------------------------------------------------
@@ -126,7 +136,8 @@ def test_a_wall_is_met_at_its_plane_and_hides_what_is_behind():
     measured, elevation, azimuth = angles(found.xyz[on_wall])
     np.testing.assert_allclose(measured, 10 / (np.cos(elevation) * np.cos(azimuth)), rtol=1e-5)
     np.testing.assert_allclose(found.remission[on_wall], 0.8 * np.cos(elevation) * np.cos(azimuth), rtol=1e-4)
-    assert on_wall.any() and found.xyz[:, 0].max() < 10 + 1e-4
+    assert on_wall.any()
+    assert found.xyz[:, 0].max() < 10 + 1e-4
 
 
 def test_a_cylinder_is_met_on_its_mantle():
@@ -135,7 +146,8 @@ def test_a_cylinder_is_met_on_its_mantle():
     offset = points[:, :2] - [6, 2]
     np.testing.assert_allclose(np.hypot(*offset.T), 0.5, atol=1e-5)
     assert (offset @ [6, 2] < 0.5).all()  # the side that looks at the sensor
-    assert points[:, 2].min() > -HEIGHT - 1e-4 and points[:, 2].max() < 2 - HEIGHT + 1e-4
+    assert points[:, 2].min() > -HEIGHT - 1e-4
+    assert points[:, 2].max() < 2 - HEIGHT + 1e-4
     # as many columns as its shadow is wide
     width = 2 * np.arcsin(0.5 / np.hypot(6, 2))
     assert abs(len(np.unique(angles(points)[2].round(5))) - np.rad2deg(width)) <= 1
@@ -197,7 +209,8 @@ def test_a_canopy_lets_rays_through_by_its_free_path():
     through, count = np.exp(-4 / 3), middle.sum()
     assert abs((~leaves).sum() - through * count) < 4 * (through * (1 - through) * count) ** 0.5
     depth = angles(found.xyz)[0][middle][leaves] - 8
-    assert depth.min() > -1e-3 and depth.max() < 4 + 1e-3
+    assert depth.min() > -1e-3
+    assert depth.max() < 4 + 1e-3
     expected = 3 - 4 * through / (1 - through)  # mean of an exponential cut at 4
     assert depth.mean() == pytest.approx(expected, abs=4 * depth.std() / len(depth) ** 0.5)
 
@@ -247,11 +260,14 @@ def test_the_tree_is_semantickitti_s_and_a_function_of_the_seed(tmp_path):
     for stem in stems:
         assert len(first[f"velodyne/{stem}.bin"]) == 4 * len(first[f"labels/{stem}.label"]) > 0
     points = np.frombuffer(first["velodyne/000001.bin"], "<f4").reshape(-1, 4)
-    assert np.isfinite(points).all() and 0 <= points[:, 3].min() and points[:, 3].max() <= 1
+    assert np.isfinite(points).all()
+    assert points[:, 3].min() >= 0
+    assert points[:, 3].max() <= 1
     assert [len(first[name].splitlines()) for name in ("poses.txt", "times.txt")] == [3, 3]
     assert np.loadtxt(first["times.txt"].splitlines()).tolist() == pytest.approx([0, 0.1, 0.2])
     keys = dict(line.split(": ") for line in first["calib.txt"].decode().splitlines())
-    assert list(keys) == ["P0", "P1", "P2", "P3", "Tr"] and all(len(row.split()) == 12 for row in keys.values())
+    assert list(keys) == ["P0", "P1", "P2", "P3", "Tr"]
+    assert all(len(row.split()) == 12 for row in keys.values())
 
 
 def read_pose(row):
@@ -265,10 +281,8 @@ def test_scans_agree_in_the_world_of_the_written_poses(tmp_path):
     world = on_flat(speed=12.0, ground=ground, boxes=Shapes.of([box]))
     write_sequence(tmp_path, world, 21, 0, EXACT)
     tr = read_pose(dict(row.split(": ") for row in (tmp_path / "calib.txt").read_text().splitlines())["Tr"])
-    assert (
-        np.abs(tr[:3, :3] @ [1, 0, 0] - [0, 0, 1]).max() < 0.02
-        and np.abs(tr[:3, :3] - tr[:3, :3].round()).max() > 0.005
-    )
+    assert np.abs(tr[:3, :3] @ [1, 0, 0] - [0, 0, 1]).max() < 0.02
+    assert np.abs(tr[:3, :3] - tr[:3, :3].round()).max() > 0.005
     np.testing.assert_allclose(tr[:3, :3] @ tr[:3, :3].T, np.eye(3), atol=1e-10)
     poses = [np.linalg.inv(tr) @ read_pose(row) @ tr for row in (tmp_path / "poses.txt").read_text().splitlines()]
     np.testing.assert_allclose(poses[0], np.eye(4), atol=1e-10)
@@ -347,7 +361,8 @@ def test_a_street_looks_like_one(seed):
         assert np.abs(above[ground]).max() < 1e-3
         assert 0.3 < ground.mean() < 0.95
         walls = lateral[(semantic(found) == 50) & (lateral < 20)]
-        assert walls.min() > 5 and np.median(walls) < 15
+        assert walls.min() > 5
+        assert np.median(walls) < 15
         assert lateral[semantic(found) == 40].min() < 0.5
         numbered = found.labels >> 16 > 0
         np.testing.assert_array_equal(numbered, np.isin(semantic(found), (10, 252)))
@@ -435,7 +450,8 @@ def test_the_command_writes_what_the_function_writes(tmp_path, capsys):
     sizes = ("--scans", 2, "--beams", 8, "--azimuth-step", 3)
     run_verb(tmp_path / "a", "--sequences", 2, "--seed", 5, "--speed", 3, *sizes)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and lines[1].startswith(f"{tmp_path / 'a' / 'sequences' / '01'}: 2 scans, ")
+    assert len(lines) == 2
+    assert lines[1].startswith(f"{tmp_path / 'a' / 'sequences' / '01'}: 2 scans, ")
     sensor, street = SensorConfig(beams=8, azimuth_step=3.0), StreetConfig(speed=3.0)
     made = simulate_sequence(tmp_path / "b", "x", 2, 6, street, sensor)
     assert files(tmp_path / "a" / "sequences" / "01") == files(made)
