@@ -16,8 +16,8 @@ from fewstep.lidar.simulator.ground import Array, Ground
 from fewstep.lidar.simulator.world import Shapes
 
 TINY = 1e-300  # added to a direction: leaves every other number as it is and keeps its inverse finite
-PROFILE_GROWTH = 1.03  # ratio of neighbouring distances the ground is sampled at
-GROUND_TOLERANCE = 1e-6  # metres of height
+PROFILE_GROWTH = 1.04  # ratio of neighbouring distances the ground is sampled at
+GROUND_TOLERANCE = 1e-5  # metres of height
 MOST_STEPS = 40
 
 
@@ -192,8 +192,8 @@ def hit_ground(rays: Rays, hits: Hits, ground: Ground, surface: int, max_range: 
     shallow = len(rays.elevation) // 2
     cosine, sine = rays.x[shallow] / level[shallow], rays.y[shallow] / level[shallow]
     height = float(rays.centre[2] - ground.height(rays.centre[None, 0], rays.centre[None, 1])[0])
-    first = 0.1 * height
-    count = int(np.ceil(np.log(1.05 * max_range / first) / np.log(PROFILE_GROWTH))) + 1
+    first = 0.5 * height / max(float(-tangent.min()), 0.1)
+    count = max(2, int(np.ceil(np.log(1.05 * max_range / first) / np.log(PROFILE_GROWTH))) + 1)
     far: Array = np.asarray(first * PROFILE_GROWTH ** np.arange(count), np.float64)
     x, y, z = rays.origin + rays.centre[:, None]
     above = ground.height(x + far[:, None] * cosine, y + far[:, None] * sine) - z
@@ -220,6 +220,25 @@ def hit_ground(rays: Rays, hits: Hits, ground: Ground, surface: int, max_range: 
     hits.cosine[met] = np.abs(rays.z[met])
 
 
+def bring_up(rays: Rays, hits: Hits, ground: Ground, surface: int) -> None:
+    """Let rays that met something below the ground meet the ground: they went through a crest between two samples."""
+    met = np.nonzero(hits.surface > surface)
+    level = np.hypot(rays.x[met], rays.y[met])
+    high = hits.distance[met] * level
+    start = rays.origin[:, met[1]] + rays.centre[:, None]
+    line = np.concatenate([start, np.stack([rays.x[met] / level, rays.y[met] / level, rays.z[met] / level])])
+    under = _clearance(ground, line, high)
+    low = np.nonzero(under < -GROUND_TOLERANCE)[0]
+    if not len(low):
+        return
+    line, high, under = line[:, low], high[low], under[low]
+    near = 0.01 * high
+    distance = _meet(ground, line, near, high, _clearance(ground, line, near), under) / level[low]
+    found = np.isfinite(distance)
+    at = met[0][low[found]], met[1][low[found]]
+    hits.distance[at], hits.surface[at], hits.cosine[at] = distance[found], surface, np.abs(rays.z[at])
+
+
 def _clearance(ground: Ground, line: Array, distance: Array) -> Array:
     """Return how high lines (x, y, z, level direction x and y, slope) "6 n" run above the ground at a distance."""
     x, y, z, dx, dy, slope = line
@@ -244,7 +263,7 @@ def _meet(ground: Ground, line: Array, low: Array, high: Array, over: Array, und
     """
     over, under = np.maximum(over, 1e-12), np.minimum(under, -1e-12)
     at = low + (high - low) * over / (over - under)
-    active = np.arange(len(at))
+    active: NDArray[np.intp] | slice = slice(None)  # lines still on their way
     low, high = low.copy(), high.copy()
     side = np.zeros(len(at), np.int8)
     for _ in range(MOST_STEPS):
@@ -253,7 +272,8 @@ def _meet(ground: Ground, line: Array, low: Array, high: Array, over: Array, und
         open_ = np.abs(gap) > GROUND_TOLERANCE
         if not open_.any():
             return at
-        active, r, gap = active[open_], r[open_], gap[open_]
+        active = np.nonzero(open_)[0] if isinstance(active, slice) else active[open_]
+        r, gap = r[open_], gap[open_]
         above = gap > 0
         up, down = active[above], active[~above]
         low[up], over[up] = r[above], gap[above]

@@ -12,6 +12,7 @@ from fewstep.lidar.simulator.ground import PARKING, ROAD, SIDEWALK, TERRAIN, Arr
 from fewstep.lidar.simulator.rays import (
     Hits,
     Rays,
+    bring_up,
     cull,
     find_windows,
     hit_box,
@@ -105,6 +106,7 @@ class _Tracer:
             self._static(kind)
         for number in range(len(self.world.traffic)):
             self._moving(number)
+        bring_up(self.rays, self.hits, self.world.ground, 0)
 
     def _static(self, kind: str) -> None:
         rays, hits, shapes = self.rays, self.hits, getattr(self.world, kind)

@@ -273,7 +273,7 @@ class Planner:
         count -= len(drivers)
         for number in range(count):
             start = low + (high - low) * (number + self._uniform(0.1, 0.6)) / count
-            drivers.append(Driver(oncoming, start, -config.traffic_speed))
+            drivers.append(Driver(oncoming, start, -config.traffic_speed, returning=True))
         return tuple(MovingCar(driver, self._car(), self._next_instance()) for driver in drivers)
 
 
