@@ -1,6 +1,6 @@
 """Scans per second of the LiDAR simulator, against beams and azimuth steps.
 
-    python benchmarks/lidar_simulator.py [--beams 16 32 64 128] [--azimuth-step 0.1728 0.3456] [--scans 10] [--clock cpu]
+    python benchmarks/lidar_simulator.py [--beams 16 32 64 128] [--azimuth-step 0.1728 0.3456] [--clock cpu]
 
 The street is the default one; a scan is what ``simulate_scan`` returns, without writing it. The time is that of the
 fastest round of three. On a machine that does other things as well, ``--clock cpu`` with ``OMP_NUM_THREADS=1`` counts

@@ -111,8 +111,9 @@ def test_noise_is_along_the_ray_and_of_the_given_size():
 
 
 def test_drop_out_is_a_share_of_the_returns():
-    full = len(scan(on_flat()).xyz)
-    left = len(scan(on_flat(), replace(EXACT, drop_out=0.2)).xyz)
+    sensor = replace(EXACT, azimuth_step=0.25)
+    full = len(scan(on_flat(), sensor).xyz)
+    left = len(scan(on_flat(), replace(sensor, drop_out=0.2)).xyz)
     assert abs(left - 0.8 * full) < 4 * (0.16 * full) ** 0.5
     assert len(scan(on_flat(), replace(EXACT, drop_out=1)).xyz) == 0
 
@@ -141,13 +142,13 @@ def test_a_wall_is_met_at_its_plane_and_hides_what_is_behind():
 
 
 def test_a_cylinder_is_met_on_its_mantle():
-    found = scan(on_flat(cylinders=Shapes.of([Shape((6.0, 2.0, 1.0), (0.5, 0.5, 1.0), 80)])))
+    found = scan(on_flat(cylinders=Shapes.of([Shape((6.0, 2.0, 0.6), (0.5, 0.5, 0.6), 80)])))
     points = found.xyz[semantic(found) == 80].astype(np.float64)
     offset = points[:, :2] - [6, 2]
     np.testing.assert_allclose(np.hypot(*offset.T), 0.5, atol=1e-5)
     assert (offset @ [6, 2] < 0.5).all()  # the side that looks at the sensor
     assert points[:, 2].min() > -HEIGHT - 1e-4
-    assert points[:, 2].max() < 2 - HEIGHT + 1e-4
+    assert points[:, 2].max() < 1.2 - HEIGHT + 1e-4
     # as many columns as its shadow is wide
     width = 2 * np.arcsin(0.5 / np.hypot(6, 2))
     assert abs(len(np.unique(angles(points)[2].round(5))) - np.rad2deg(width)) <= 1
@@ -178,29 +179,45 @@ def test_boxes_equal_their_six_faces_met_one_by_one():
     np.testing.assert_allclose(angles(found.xyz)[0], nearest, rtol=1e-5)
 
 
-def test_windows_are_never_too_small():
+def crowded_hill(seed):
+    """Boxes and poles all around, some over the sensor, on a road as steep as a stair."""
+    rng = np.random.default_rng(seed)
+    ground = Ground(relief=Waves((3.0,), (0.1,), (0.3,)))
+    shapes = [
+        Shape((*place, rng.uniform(-2, 12)), tuple(rng.uniform(0.05, 3, 3)), label, rng.uniform(-4, 4))
+        for label in (50, 80)
+        for place in rng.normal(0, 12, (150, 2))
+    ]
+    poles = Shapes.of([replace(s, half=(s.half[0], s.half[0], s.half[2]), yaw=0.0) for s in shapes[150:]])
+    return on_flat(ground=ground, speed=25.0, boxes=Shapes.of(shapes[:150]), cylinders=poles)
+
+
+def test_windows_are_never_too_small(monkeypatch):
     """Cutting the grid to where a primitive can be seen changes nothing: moving, leaning, turning sensor and cars."""
-    world = make_street(StreetConfig(length=60, curvature=0.5, relief=3, speed=25, traffic_speed=20), 2)
-    sensor = replace(EXACT, rate=5)
-    world = replace(world, canopies=Shapes.of())  # their leaves depend on the order of draws
-    with_windows = scan(world, sensor, time=1.0)
+    street = make_street(StreetConfig(length=60, curvature=0.5, relief=3, speed=25, traffic_speed=20), 2)
+    worlds = [replace(street, canopies=Shapes.of()), *map(crowded_hill, range(4))]  # leaves depend on the draws' order
+    sensor = replace(EXACT, rate=5, elevation_top=30)
+    found = [scan(world, sensor, time) for world in worlds for time in (0.2, 0.5)]
 
     def all_rays(rays, centre, half, yaw, reach):
-        found = find_windows(rays, centre, half, yaw, reach)
+        windows = find_windows(rays, centre, half, yaw, reach)
         full = {"top": 0, "bottom": len(rays.elevation), "left": 0, "right": len(rays.azimuth)}
-        return replace(found, **{name: np.full_like(found.top, value) for name, value in full.items()})
+        return replace(windows, **{name: np.full_like(windows.top, value) for name, value in full.items()})
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scanner, "find_windows", all_rays)
-        without = scan(world, sensor, time=1.0)
-    for one, other in zip(with_windows, without, strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert len({*semantic(with_windows)} & {10, 50, 71, 80, 252}) == 5
+    monkeypatch.setattr(scanner, "find_windows", all_rays)
+    everything = [scan(world, sensor, time) for world in worlds for time in (0.2, 0.5)]
+    for one, other in zip(found, everything, strict=True):
+        for column, full in zip(one, other, strict=True):
+            np.testing.assert_array_equal(column, full)
+    assert len({*semantic(found[0])} & {10, 50, 71, 80, 252}) == 5
+    assert all((semantic(one) == 80).sum() > 100 for one in found[2:])
 
 
 def test_a_canopy_lets_rays_through_by_its_free_path():
     """Of rays through the middle of a sphere, exp(-2 radius / free path) come out behind; depths are exponential."""
-    sensor = replace(EXACT, beams=1, elevation_top=0, azimuth_step=0.01, max_range=50)
+    sensor = replace(
+        EXACT, beams=8, elevation_top=0.3, elevation_bottom=-0.3, upper_spacing=1, azimuth_step=0.01, max_range=50
+    )
     wall = Shapes.of([Shape((30.0, 0.0, 0.0), (1.0, 30.0, 30.0), 50)])
     crown = Shapes.of([Shape((10.0, 0.0, HEIGHT), (2.0, 2.0, 2.0), 70, free_path=3.0)])
     found = scan(on_flat(boxes=wall, canopies=crown), sensor)
@@ -210,7 +227,7 @@ def test_a_canopy_lets_rays_through_by_its_free_path():
     assert abs((~leaves).sum() - through * count) < 4 * (through * (1 - through) * count) ** 0.5
     depth = angles(found.xyz)[0][middle][leaves] - 8
     assert depth.min() > -1e-3
-    assert depth.max() < 4 + 1e-3
+    assert depth.max() < 4 + 1e-2
     expected = 3 - 4 * through / (1 - through)  # mean of an exponential cut at 4
     assert depth.mean() == pytest.approx(expected, abs=4 * depth.std() / len(depth) ** 0.5)
 
@@ -229,6 +246,10 @@ def test_hills_are_met_on_their_surface_and_hide_what_is_behind():
         found = scan(world, time=time)
         pose = scan_pose(world, EXACT, time)
         points = to_world(found.xyz, pose)
+        steep = beam_elevations(EXACT) < np.deg2rad(-15)
+        assert (angles(scan(world, replace(EXACT, deskew=False), time).xyz)[1] < np.deg2rad(-15)).sum() == (
+            steep.sum() * EXACT.columns
+        )  # no ray gets lost
         assert np.abs(points[:, 2] - ground.height(points[:, 0], points[:, 1])).max() < 1e-4
         # nothing of the ground rises above the line of sight (walls a kerb's width thin aside)
         steps = np.linspace(0.02, 0.98, 200)[:, None, None]
@@ -236,6 +257,7 @@ def test_hills_are_met_on_their_surface_and_hide_what_is_behind():
         sight = start + steps * (points - start)[None]
         buried = ground.height(sight[..., 0], sight[..., 1]) - sight[..., 2]
         assert (buried.max(0) > 0.05).mean() < 2e-3
+    np.testing.assert_allclose(pose[:3, 3] - HEIGHT * pose[:3, 2], world.ego.pose(np.array([2.0]))[0][0], atol=1e-9)
     assert abs(np.arcsin(pose[2, 0])) > 0.03  # the car leans: the columns' planes are not the rays'
 
 
@@ -268,6 +290,16 @@ def test_the_tree_is_semantickitti_s_and_a_function_of_the_seed(tmp_path):
     keys = dict(line.split(": ") for line in first["calib.txt"].decode().splitlines())
     assert list(keys) == ["P0", "P1", "P2", "P3", "Tr"]
     assert all(len(row.split()) == 12 for row in keys.values())
+
+
+def test_scans_of_one_world_differ_by_their_seed_and_number(tmp_path):
+    world, sensor, found = on_flat(), replace(EXACT, range_noise=0.02), []
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        write_sequence(folder, world, 2, seed, sensor)
+        found += [(folder / "velodyne" / f"{number:06d}.bin").read_bytes() for number in range(2)]
+    assert len(set(found)) == 4
 
 
 def read_pose(row):
@@ -377,6 +409,17 @@ def test_cars_never_run_into_each_other_or_the_sensor():
     closest = min(np.linalg.norm(one - other, axis=1).min() for i, one in enumerate(places) for other in places[:i])
     assert closest > 2.5  # of cars that pass each other
     assert 6 <= 2 * world.ground.road_half <= 9
+
+
+def test_plants_stand_clear_of_houses_and_cars():
+    world = make_street(StreetConfig(length=300), 1)
+    assert len(world.canopies) > 40
+    offset = world.canopies.centre[:, None, :2] - world.boxes.centre[:, :2]
+    c, s = np.cos(world.boxes.yaw), np.sin(world.boxes.yaw)
+    along, aside = c * offset[..., 0] + s * offset[..., 1], c * offset[..., 1] - s * offset[..., 0]
+    solid = np.isin(world.boxes.label, (10, 50))
+    inside = (np.abs(along) < world.boxes.half[:, 0]) & (np.abs(aside) < world.boxes.half[:, 1]) & solid
+    assert not inside.any()
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------
