@@ -64,7 +64,7 @@ class KittiRaw:
         words = read_text(file, "the pose of a scan").split()
         check(len(words) >= 6, f"{file}: {len(words)} numbers; latitude, longitude, altitude and 3 angles are needed")
         values = numbers_in(words[:6], str(file))
-        check(abs(values[0]) < 90, f"{file}: a latitude of {values[0]:g} degrees; copy it again")
+        check(abs(float(values[0])) < 90, f"{file}: a latitude of {values[0]:g} degrees; copy it again")
         return values
 
     @cached_property
