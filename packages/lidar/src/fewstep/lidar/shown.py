@@ -65,7 +65,7 @@ class ShownScenes:
             overlap.update(made, truth)
         pairs = list(zip(clouds, truths, strict=True))
         return {
-            "Chamfer distance": float(np.mean([chamfer(made, truth).mean for made, truth in pairs])),
+            "Chamfer distance": float(np.mean([chamfer(made, truth).value for made, truth in pairs])),
             "JSD BEV": float(np.mean([jsd_bev(made, truth) for made, truth in pairs])),
             f"IoU {VOXEL} m": overlap.value()[VOXEL],
         }
