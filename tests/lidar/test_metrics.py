@@ -29,6 +29,7 @@ from fewstep.lidar.metrics import (
     sinkhorn_emd,
 )
 from fewstep.lidar.metrics.occupancy import cells
+from fewstep.lidar.metrics.transport import _rounded
 
 
 def uniform(n, half=50.0, seed=0):
@@ -184,6 +185,13 @@ def test_entropic_transport_of_different_sizes():
     assert sinkhorn_emd(two[:1], two[:1]) == pytest.approx((0, 0, 0), abs=1e-9)
     with pytest.raises(UserError, match=r"eps must be in \(0, 0.05\]"):
         sinkhorn_emd(two, two, eps_m=1.0)
+
+
+def test_rounding_by_hand():
+    """Two points at 0 send 3/4 of their mass to 0 and 1/4 to 1, where half of it belongs: 1/4 is moved."""
+    p, q = torch.zeros(2, 3), torch.tensor([[0.0, 0, 0], [1, 0, 0]])
+    potential = torch.tensor([math.log(3), 1])
+    assert _rounded(p, q, potential, 1.0) == pytest.approx((0.5, 0.25), abs=1e-6)
 
 
 def test_emd_of_subsets_is_seeded_and_has_a_floor():
