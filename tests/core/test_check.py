@@ -52,7 +52,7 @@ def holds(name, process=None, **settings):
 def test_every_recipe_holds_on_the_table_of_stable_diffusion(name):
     checked = holds(name)
     assert {"gradients reach the trained roles", "pieces of a batch are the whole", "finite at both ends"} <= checked
-    assert name == "diffusion" or "guidance convention" in checked
+    assert name in ("diffusion", "diffusion-dpo") or "guidance convention" in checked
 
 
 PROCESSES = {
@@ -64,7 +64,7 @@ PROCESSES = {
     "offset": LocalOffset.linear(),
 }
 FEW = {("sid", "flow"), ("tcd", "flow"), ("consistency", "edm"), ("scm", "trigflow"), ("vsd", "residual")}
-FEW |= {("progressive", "cosine"), ("diffusion", "offset")}
+FEW |= {("progressive", "cosine"), ("diffusion", "offset"), ("distillation-dpo", "offset"), ("diffusion-dpo", "flow")}
 IMPOSSIBLE = {(name, "residual") for name in ("consistency", "tcd", "scm", "progressive")}  # anchors, 15 levels
 # weights clamped in the tail, and angles that lie beyond the least SNR
 IMPOSSIBLE |= {("tdm", "offset"), ("scm", "offset")}
@@ -114,6 +114,9 @@ def test_recipes_hold_under_other_processes(name, process):
         pytest.param("scm", {"mode": "training"}, marks=pytest.mark.slow),
         ("scm", {"derivative": "finite_difference", "variance_head": False}),
         ("progressive", {"start_steps": 4, "final_steps": 2}),
+        ("distillation-dpo", {"loser_weight": 0.0, "student_steps": 4}),
+        ("distillation-dpo", {"dpo_sigmoid": 2.0, "reduction": "sum"}),
+        ("diffusion-dpo", {"objective": "ipo", "winner_anchor": 0.1, "train_times": (1.0, 0.5)}),
         ("ladd", {"adversarial": "relativistic", "distill_weight": 2.5}),
     ],
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.core.errors import check
 from fewstep.core.process import EDM, Process
 
-Spacing = Literal["trailing", "leading", "linspace", "karras"]
+Spacing = Literal["trailing", "leading", "linspace", "even", "karras"]
 
 
 def default_spacing(process: Process) -> Spacing:
@@ -26,8 +26,10 @@ def time_grid(
 
     ``trailing``: from t_max in equal parts of the natural clock, the last part going to clean (diffusers' ``trailing``
     for tables). ``leading``: the same parts from the other end, moved up by ``offset`` indices. ``linspace``: both ends
-    included. ``karras``: the ramp of arXiv 2206.00364, equation 5, in ``tau`` between the process's ends, exponent
-    ``rho``. Raises UserError for a grid that does not exist (more steps than levels, a ramp from infinite noise).
+    included. ``even``: as trailing, but a table's last part goes to its least noise (``linspace`` of diffusers'
+    multistep solvers). ``karras``: the ramp of arXiv 2206.00364, equation 5, in ``tau`` between the process's ends,
+    exponent ``rho``. Raises UserError for a grid that does not exist (more steps than levels, a ramp from infinite
+    noise).
     """
     spacing = default_spacing(process) if spacing is None else spacing
     check(num_steps >= 1, f"a sampler needs at least one step, got {num_steps}")
@@ -38,6 +40,7 @@ def time_grid(
     i = torch.arange(num_steps, dtype=torch.float64)
     unit = {
         "trailing": 1 - i / num_steps,
+        "even": 1 - i / num_steps,
         "leading": 1 - (i + 1) / num_steps,
         "linspace": 1 - i / max(num_steps - 1, 1),
     }[spacing]
@@ -61,6 +64,8 @@ def _indices(levels: int, num_steps: int, spacing: Spacing, offset: int) -> Tens
     i = torch.arange(num_steps, dtype=torch.float64)
     if spacing == "trailing":
         return (levels - i * levels / num_steps).round() - 1
+    if spacing == "even":
+        return ((levels - 1) * (num_steps - i) / num_steps).round()
     if spacing == "leading":
         return (i.flip(0) * (levels // num_steps) + offset).clamp_max(levels - 1)
     return torch.linspace(0, levels - 1, num_steps, dtype=torch.float64).round().flip(0)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.core.denoiser import Backbone, Cond, Denoiser, NetworkDenoiser, batch_of
-from fewstep.core.errors import UserError
+from fewstep.core.errors import UserError, nearest
 from fewstep.core.process import Process
 from fewstep.core.rng import Rng
 
@@ -42,6 +42,13 @@ class Batch:
                 f"recipe '{who}' needs clean samples and this data has none: use a data-free recipe or give data"
             )
         return self.x0
+
+
+Judge = Callable[[Tensor, Batch], Tensor]
+"""Maps samples "b *d" and the batch they were made under to numbers "b", lower is better.
+
+Called under no_grad on detached samples: it need not be differentiable, nor smooth.
+"""
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,8 @@ class Actors:
     ``averaged``: set by the loop; gives the weights of a role that would be exported now (its EMA, parameters in
     order), for recipes that promote a student. Without it, the live weights are taken.
     ``total``: set by the loop; sums a tensor over all processes, for recipes that keep running means over the global
-    batch. Without it, this process is taken to be alone. ``dtype``: of the noise recipes draw.
+    batch. Without it, this process is taken to be alone. ``dtype``: of the noise recipes draw. ``judges``: what samples
+    are ranked by where a method learns from preferences, the usual one first.
     """
 
     roles: dict[str, Any]
@@ -142,6 +150,7 @@ class Actors:
     averaged: Callable[[str], list[Tensor]] | None = None
     total: Callable[[Tensor], Tensor] | None = None
     dtype: torch.dtype = torch.float32
+    judges: Mapping[str, Judge] = field(default_factory=dict)
 
     def denoiser(self, name: str) -> Denoiser:
         """Return a denoiser role; UserError when it is absent or something else."""
@@ -149,6 +158,14 @@ class Actors:
         if not isinstance(role, Denoiser):
             raise UserError(f"role '{name}' must be a denoiser here; this domain gives {sorted(self.roles)}")
         return role
+
+    def judge(self, name: str = "") -> Judge:
+        """Return a judge by name, the first for ""; UserError naming the nearest one, and where there is none."""
+        if not self.judges:
+            raise UserError("this recipe ranks samples and this domain gives no judge: fill in Actors.judges")
+        if name and name not in self.judges:
+            raise UserError(f"recipe.metric: no judge '{name}' in this domain: {nearest(name, self.judges)}")
+        return self.judges[name] if name else next(iter(self.judges.values()))
 
     def module(self, name: str) -> nn.Module:
         """Return the module that holds a role's parameters."""
@@ -225,6 +242,7 @@ __all__ = [
     "Actors",
     "Backbone",
     "Batch",
+    "Judge",
     "LossTerms",
     "Phase",
     "Recipe",

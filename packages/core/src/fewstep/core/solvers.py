@@ -1,7 +1,7 @@
 """Solvers of the probability-flow ODE and its stochastic relatives, from noise to data over a grid of times.
 
 First-order solvers are choices of one number (:mod:`fewstep.core.steps`). Higher orders evaluate again (Heun,
-DPM-Solver++ 2S) or remember the last prediction (DPM-Solver++ 2M).
+DPM-Solver++ 2S) or remember the last prediction (DPM-Solver++ 2M and its SDE).
 """
 
 from __future__ import annotations
@@ -155,6 +155,16 @@ def _log_snr(c: Coefficients) -> Tensor:
     return 2 * (c.alpha.log() - c.sigma.log())
 
 
+def _extrapolated(move: Move, x0: Tensor, before: Coefficients, after: Coefficients) -> Tensor:
+    """Return ``x0`` carried half a step on, in log-SNR, from the last one; as it is without one, and at the ends."""
+    if move.memory is None:
+        return x0
+    now = _log_snr(before)
+    share = (_log_snr(after) - now) / (2 * (now - move.memory.log_snr))
+    share = torch.where(_first_order_only(before, after), 0.0, share)
+    return x0 + expand_to(share, x0) * (x0 - move.memory.x0)
+
+
 @dataclass(frozen=True)
 class DPMpp2M(Solver):
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): extrapolates from the last clean prediction; one evaluation."""
@@ -165,12 +175,32 @@ class DPMpp2M(Solver):
         """Return ``x_s``, and this prediction to remember; first order without memory and at the ends of the range."""
         before, after = move.levels()
         x0 = precise(move.denoiser.x0(move.x, move.t, move.cond))
-        now, estimate = _log_snr(before), x0
-        if move.memory is not None:
-            share = (_log_snr(after) - now) / (2 * (now - move.memory.log_snr))
-            share = torch.where(_first_order_only(before, after), 0.0, share)
-            estimate = x0 + expand_to(share, x0) * (x0 - move.memory.x0)
-        return _exponential_step(move, estimate, before, after), Memory(x0, now)
+        estimate = _extrapolated(move, x0, before, after)
+        return _exponential_step(move, estimate, before, after), Memory(x0, _log_snr(before))
+
+
+@dataclass(frozen=True)
+class DPMpp2MSDE(Solver):
+    """SDE-DPM-Solver++(2M), midpoint (arXiv 2211.01095, section 5); one evaluation.
+
+    With ``r = e^-h`` the ratio of noise levels, h the step in log(alpha/sigma), and ``x0`` extrapolated as in 2M,
+    ``x_s = alpha_s (1 - r^2) x0 + (r sigma_s/sigma_t) x_t + sigma_s sqrt(1 - r^2) n``: ancestral sampling whose clean
+    sample is the extrapolated one.
+    """
+
+    order: ClassVar[int] = 2
+    stochastic: bool = True
+
+    def step(self, move: Move) -> tuple[Float[Tensor, "b *d"], Memory | None]:
+        """Return ``x_s``, and this prediction to remember; ancestral without memory and at the ends of the range."""
+        before, after = move.levels()
+        x0 = precise(move.denoiser.x0(move.x, move.t, move.cond))
+        estimate = _extrapolated(move, x0, before, after)
+        # the noise that goes with the extrapolated sample: x_t is where both lead
+        clean = decompose(Prediction(estimate, Kind.X0), move.x, move.t, move.process, move.anchor)
+        keep = noise_ratio(move.process, before, after)
+        x = first_order_step(clean, after, keep=keep, noise=move.noise, anchor=move.anchor)
+        return x, Memory(x0, _log_snr(before))
 
 
 @dataclass(frozen=True)
@@ -202,6 +232,7 @@ SOLVERS: dict[str, Solver] = {
     "euler": DDIM(),  # in variance-exploding coordinates, and for rectified flow in its own, they are the same
     "heun": Heun(),
     "dpmpp_2m": DPMpp2M(),
+    "dpmpp_2m_sde": DPMpp2MSDE(),
     "dpmpp_2s": DPMpp2S(),
     "ddpm": DDIM(eta=1.0),
     "er_sde": ERSDE(),

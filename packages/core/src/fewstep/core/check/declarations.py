@@ -31,7 +31,8 @@ class Claims:
     a Gaussian student moves towards a Gaussian teacher. ``inputs``: what the student's later inputs are made of, its
     own samples or data. ``bias``: how far, relative to a student far from it, the optimum may be off (default: 1e-6
     for posterior means, 0.1 for maps, which are taught in steps).
-    ``map``: of an exact student.
+    ``map``: of an exact student. ``apart``: how far a network that starts as a copy of the teacher is moved from it,
+    where the loss of two equal ones is a constant that shows nothing.
     ``late``: laws are about the loss after all warm-ups, not about its first step. ``plain``: fields of the config set
     to values under which the claims are exact.
     """
@@ -46,6 +47,7 @@ class Claims:
     inputs: Literal["samples", "data"] = "samples"
     bias: float | None = None
     map: Map | None = None
+    apart: float = 0.0
     late: bool = True
     plain: dict[str, Any] = field(default_factory=dict)
 
@@ -106,6 +108,9 @@ _TABLE: dict[str, Claims | Callable[[Any], Claims]] = {
     "sid": _sid,
     "sim": _sim,
     "uni-instruct": _uni,
+    # a shift of the samples follows the loser's part, against the teacher's; fake scores are exact of all samples here
+    "distillation-dpo": Claims("generator", through=False, towards=False),
+    "diffusion-dpo": Claims("other", guided=False, apart=0.02),
     # importance weights are clamped at e^10, which small samples can feel
     "tdm": Claims("generator", through=False, bias=2e-2),
     "ladd": Claims("generator", terms=("adversarial",), inputs="data"),

@@ -157,7 +157,7 @@ def set_stage(case: Case, laws: Laws, changes: Changes | None = None) -> Stage:
             roles[name] = spec.build(0).to(changes.dtype)
         elif name == "teacher" or spec.init == "frozen":
             roles[name] = Actor(laws.data, kind)
-        elif name == "fake_score":
+        elif name.startswith("fake_"):
             roles[name] = Actor(laws.student, kind)
         else:
             roles[name] = copy.deepcopy(student)
@@ -165,7 +165,7 @@ def set_stage(case: Case, laws: Laws, changes: Changes | None = None) -> Stage:
     for name, role in roles.items():
         if isinstance(role, nn.Module):
             role.requires_grad_(name in trained)
-    actors = Actors(roles=roles, process=case.process, shape=laws.shape, dtype=changes.dtype)
+    actors = Actors(roles, case.process, laws.shape, dtype=changes.dtype, judges={"size": _size})
     return Stage(case, laws, case.recipe(case.config, actors), actors)
 
 
@@ -174,7 +174,16 @@ def _student(case: Case, laws: Laws, kind: Kind) -> Denoiser:
         own = case.claims.inputs == "samples"
         inputs = (laws.shift, laws.scale) if own else (0 * laws.shift + MEAN, 0 * laws.scale + STD)
         return GeneratorStudent(case.process, laws.scale, laws.shift, case.plan(), inputs)
-    return Actor(laws.data, kind)
+    actor = Actor(laws.data, kind)
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.fill_(case.claims.apart)
+    return actor
+
+
+def _size(x: Tensor, batch: Batch) -> Tensor:
+    """Judge samples by their mean square: the smaller the better."""
+    return x.flatten(1).square().mean(1)
 
 
 def make_batch(laws: Laws, rng: Rng, dtype: torch.dtype = torch.float64) -> Batch:

@@ -14,6 +14,7 @@ from fewstep.core.domain import Problem
 from fewstep.core.errors import UserError
 from fewstep.core.image.data import ImageData, load_data
 from fewstep.core.image.export import export_student
+from fewstep.core.image.judging import image_judges
 from fewstep.core.image.rendering import render_rows
 from fewstep.core.image.sample_set import SampleSet
 from fewstep.core.image.settings import ImageConfig
@@ -79,7 +80,13 @@ class ImageDomain:
             export_student(student, plan, folder, card, scheduler)
 
         return Problem(
-            actors=Actors(dict(roles), teacher.process, data.shape, pixels.generate if pixels is not None else None),
+            actors=Actors(
+                dict(roles),
+                teacher.process,
+                data.shape,
+                pixels.generate if pixels is not None else None,
+                judges=image_judges(config.data.source, data, device),
+            ),
             data=data.source,
             conditions=lambda n, _seed: _to(conditions(data, n), device),
             evaluate=evaluate,

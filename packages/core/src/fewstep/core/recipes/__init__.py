@@ -24,6 +24,8 @@ BUILT_IN: dict[str, tuple[str, str]] = {
     "tcd": ("fewstep.core.recipes.tcd", "TCD"),
     "scm": ("fewstep.core.recipes.scm", "SCM"),
     "progressive": ("fewstep.core.recipes.progressive", "Progressive"),
+    "distillation-dpo": ("fewstep.core.recipes.distillation_dpo", "DistillationDPO"),
+    "diffusion-dpo": ("fewstep.core.recipes.diffusion_dpo", "DiffusionDPO"),
     "ladd": ("fewstep.core.recipes.ladd", "LADD"),
 }
 

@@ -79,24 +79,32 @@ class GeneratorConfig(StudentConfig):
         )
 
 
-def fake_score_roles() -> tuple[RoleSpec, ...]:
-    """Return the student, the frozen teacher and the fake score."""
-    return (RoleSpec("student", ema=True), RoleSpec("teacher", init="frozen"), RoleSpec("fake_score"))
+FAKE = ("fake_score",)
+
+
+def fake_score_roles(fakes: tuple[str, ...] = FAKE) -> tuple[RoleSpec, ...]:
+    """Return the student, the frozen teacher and the fake scores."""
+    return (RoleSpec("student", ema=True), RoleSpec("teacher", init="frozen"), *(RoleSpec(name) for name in fakes))
 
 
 def fake_score_phases(
-    fake_updates: int, update_mode: UpdateMode = "every_step", with_fake: tuple[str, ...] = (), *, warmup: int = 0
+    fake_updates: int,
+    update_mode: UpdateMode = "every_step",
+    with_fake: tuple[str, ...] = (),
+    *,
+    warmup: int = 0,
+    fakes: tuple[str, ...] = FAKE,
 ) -> tuple[Phase, ...]:
-    """Return the fake score's phase, which trains ``with_fake`` too, and the student's every ``fake_updates`` steps."""
+    """Return the fake scores' phase, which trains ``with_fake`` too, and the student's every ``fake_updates`` steps."""
     skip = fake_updates if update_mode == "alternate" else 0
     return (
-        Phase("fake_score", ("fake_score", *with_fake), skip=skip),
+        Phase("fake_score", (*fakes, *with_fake), skip=skip),
         Phase("student", ("student",), every=fake_updates, start=warmup),
     )
 
 
-class GeneratorRecipe(Recipe):
-    """A recipe whose phases are ``fake_score`` and ``student``; subclasses write :meth:`student_loss`."""
+class FakeScoreRecipe(Recipe):
+    """A recipe whose phases are ``fake_score``, in which one or several fake scores train, and ``student``."""
 
     config: GeneratorConfig
 
@@ -106,19 +114,82 @@ class GeneratorRecipe(Recipe):
             check_sees_data(actors.denoiser("student"), config.grid(actors.process)[0])
 
     @classmethod
+    def fakes(cls, config: Any) -> tuple[str, ...]:
+        """Return the names of the fake scores."""
+        return FAKE
+
+    @classmethod
     def role_specs(cls, config: Any) -> tuple[RoleSpec, ...]:
-        """Return the student, the frozen teacher and the fake score."""
-        return fake_score_roles()
+        """Return the student, the frozen teacher and the fake scores."""
+        return fake_score_roles(cls.fakes(config))
 
     @classmethod
     def phases(cls, config: Any) -> tuple[Phase, ...]:
-        """Return the fake score's phase and the student's, every ``fake_updates`` steps."""
-        return fake_score_phases(config.fake_updates, config.update_mode, warmup=config.fake_warmup)
+        """Return the fake scores' phase and the student's, every ``fake_updates`` steps."""
+        return fake_score_phases(
+            config.fake_updates, config.update_mode, warmup=config.fake_warmup, fakes=cls.fakes(config)
+        )
 
     @classmethod
-    def plan(cls, config: GeneratorConfig, process: Process, num_steps: int) -> StepPlan:
+    def plan(cls, config: Any, process: Process, num_steps: int) -> StepPlan:
         """Return re-noising at the student's times; UserError for a number of steps it was not made for."""
         return student_plan(cls.name, config, process, num_steps)
+
+    @property
+    def process(self) -> Process:
+        """Return the process all roles share."""
+        return self.actors.process
+
+    def noised(
+        self, sample: Sample, law: TimeConfig, rng: Rng, step: int, *, through: bool = False, stream: str = "noised"
+    ) -> Noised:
+        """Return the sample noised at times drawn from ``law``; attached to the sample when ``through``."""
+        if not through:
+            sample = Sample(sample.x0.detach(), sample.cond)
+        return noised(self.process, sample, law, rng, stream, step)
+
+    def teacher(self) -> Denoiser:
+        """Return the teacher under its guidance."""
+        return Guided(self.actors.denoiser("teacher"), self.config.guidance_scale)
+
+    def fake_score(self, name: str = FAKE[0]) -> Denoiser:
+        """Return a fake score as it judges, under its guidance if any."""
+        return Guided(self.actors.denoiser(name), self.config.fake_guidance_scale)
+
+    def clean_pair(self, sample: Sample, at: Noised, rng: Rng, *, through: bool) -> tuple[Tensor, Tensor]:
+        """Return teacher's and fake score's clean predictions; with their graphs when ``through``.
+
+        Both see the same dropout masks, so that copies that are in training mode still agree exactly.
+        """
+        with torch.set_grad_enabled(through):
+            with rng.network_noise("dropout"):
+                teacher = self.teacher().x0(at.x_t, at.t, sample.cond)
+            with rng.network_noise("dropout"):
+                return teacher, self.fake_score().x0(at.x_t, at.t, sample.cond)
+
+    def eps_pair(self, sample: Sample, at: Noised, rng: Rng, fake: str = FAKE[0]) -> tuple[Tensor, Tensor]:
+        """Return teacher's and a fake score's predictions of the noise, without gradient, under the same masks."""
+        with torch.no_grad(), rng.network_noise("dropout"):
+            teacher = self.teacher().eps(at.x_t, at.t, sample.cond)
+        with torch.no_grad(), rng.network_noise("dropout"):
+            return teacher, self.fake_score(fake).eps(at.x_t, at.t, sample.cond)
+
+    def denoise(self, sample: Sample, at: Noised, rng: Rng, name: str = FAKE[0]) -> Tensor:
+        """Return a fake score's denoising loss at a noised sample, one value per sample."""
+        config, fake, cond = self.config.fake, self.actors.denoiser(name), sample.cond
+        if config.label_dropout > 0 and rng.shared_uniform("label_dropout") < config.label_dropout:
+            cond = fake.null(cond)
+        prediction = Guided(fake, config.guidance_scale).predict(at.x_t, at.t, cond)
+        anchor = cond.get("anchor")
+        if config.weighting == "native":
+            truth = compose(Clean(sample.x0, at.eps), prediction.kind, at.t, self.process, anchor)
+            return l2(prediction.value, truth)
+        weight = denoising_weight(config.weighting, at.alpha, at.sigma, sigma_data=edm_sigma_data(self.process))
+        return denoising_loss(decompose(prediction, at.x_t, at.t, self.process, anchor).x0, sample.x0, weight)
+
+
+class GeneratorRecipe(FakeScoreRecipe):
+    """A recipe that judges one sample by one fake score; subclasses write :meth:`student_loss`."""
 
     def loss(self, phase: str, batch: Batch, rng: Rng, step: int) -> LossTerms:
         """Return the loss of the phase on fresh samples of the student."""
@@ -138,46 +209,3 @@ class GeneratorRecipe(Recipe):
     def fake_score_loss(self, sample: Sample, batch: Batch, rng: Rng, step: int) -> LossTerms:
         """Return the denoising loss of the fake score on a detached sample."""
         return LossTerms({"denoise": self.denoise(sample, self.noised(sample, self.config.fake.time, rng, step), rng)})
-
-    @property
-    def process(self) -> Process:
-        """Return the process all roles share."""
-        return self.actors.process
-
-    def noised(self, sample: Sample, law: TimeConfig, rng: Rng, step: int, *, through: bool = False) -> Noised:
-        """Return the sample noised at times drawn from ``law``; attached to the sample when ``through``."""
-        if not through:
-            sample = Sample(sample.x0.detach(), sample.cond)
-        return noised(self.process, sample, law, rng, "noised", step)
-
-    def teacher(self) -> Denoiser:
-        """Return the teacher under its guidance."""
-        return Guided(self.actors.denoiser("teacher"), self.config.guidance_scale)
-
-    def fake_score(self) -> Denoiser:
-        """Return the fake score as it judges, under its guidance if any."""
-        return Guided(self.actors.denoiser("fake_score"), self.config.fake_guidance_scale)
-
-    def clean_pair(self, sample: Sample, at: Noised, rng: Rng, *, through: bool) -> tuple[Tensor, Tensor]:
-        """Return teacher's and fake score's clean predictions; with their graphs when ``through``.
-
-        Both see the same dropout masks, so that copies that are in training mode still agree exactly.
-        """
-        with torch.set_grad_enabled(through):
-            with rng.network_noise("dropout"):
-                teacher = self.teacher().x0(at.x_t, at.t, sample.cond)
-            with rng.network_noise("dropout"):
-                return teacher, self.fake_score().x0(at.x_t, at.t, sample.cond)
-
-    def denoise(self, sample: Sample, at: Noised, rng: Rng) -> Tensor:
-        """Return the fake score's denoising loss at a noised sample, one value per sample."""
-        config, fake, cond = self.config.fake, self.actors.denoiser("fake_score"), sample.cond
-        if config.label_dropout > 0 and rng.shared_uniform("label_dropout") < config.label_dropout:
-            cond = fake.null(cond)
-        prediction = Guided(fake, config.guidance_scale).predict(at.x_t, at.t, cond)
-        anchor = cond.get("anchor")
-        if config.weighting == "native":
-            truth = compose(Clean(sample.x0, at.eps), prediction.kind, at.t, self.process, anchor)
-            return l2(prediction.value, truth)
-        weight = denoising_weight(config.weighting, at.alpha, at.sigma, sigma_data=edm_sigma_data(self.process))
-        return denoising_loss(decompose(prediction, at.x_t, at.t, self.process, anchor).x0, sample.x0, weight)

@@ -101,14 +101,22 @@ class Sample(NamedTuple):
 
 
 def student_sample(
-    actors: Actors, config: StudentConfig, batch: Batch, rng: Rng, *, grad: bool, simulate: bool = True
+    actors: Actors,
+    config: StudentConfig,
+    batch: Batch,
+    rng: Rng,
+    *,
+    grad: bool,
+    simulate: bool = True,
+    noise_scale: float = 1.0,
 ) -> Sample:
     """Return a sample of the student, with its graph when ``grad``.
 
     The domain's ``generate`` where there is one. Otherwise the student's x0 at one of its times, drawn for the whole
     global batch: the input there is what the student itself makes of noise in the steps before, without gradient and
     with fresh noise at each step (backward simulation, arXiv 2405.14867, section 4.5), or noised data when ``simulate``
-    is false. Raises UserError when data is called for and there is none.
+    is false. ``noise_scale``: of the noise sampling starts from; two calls that differ in it alone make samples of one
+    noise direction. Raises UserError when data is called for and there is none.
     """
     if actors.generate is not None:
         with torch.set_grad_enabled(grad):
@@ -118,7 +126,7 @@ def student_sample(
     index = rng.shared_integer("student/index", len(grid))
     with torch.no_grad():
         if simulate or index == 0:
-            x = simulated_input(actors, student, grid[: index + 1], batch.cond, rng)
+            x = simulated_input(actors, student, grid[: index + 1], batch.cond, rng, noise_scale)
         else:
             x = renoised(
                 actors.process, batch.clean_samples("backward_simulation: false"), batch.cond, grid[index], rng
@@ -129,11 +137,11 @@ def student_sample(
 
 
 def simulated_input(
-    actors: Actors, student: Denoiser, grid: Sequence[float], cond: Cond, rng: Rng
+    actors: Actors, student: Denoiser, grid: Sequence[float], cond: Cond, rng: Rng, noise_scale: float = 1.0
 ) -> Float[Tensor, "b *d"]:
     """Return the student's input at ``grid[-1]`` as sampling makes it: pure noise when that is the first time."""
     process = actors.process
-    noise = rng.normal("student/noise", actors.shape, actors.dtype)
+    noise = noise_scale * rng.normal("student/noise", actors.shape, actors.dtype)
     x = initial_state(process, noise, grid[0], cond)
     for now, after in itertools.pairwise(grid):
         x0 = student.x0(x, times(now, len(x), x.device), cond)

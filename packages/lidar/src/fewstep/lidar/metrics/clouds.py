@@ -16,12 +16,12 @@ Points: TypeAlias = np.ndarray | Tensor
 
 def as_tensor(points: Points, name: str) -> Tensor:
     """Return ``points`` as float64 "n 3" on their device; UserError, with ``name``, for other shapes, NaN and inf."""
-    tensor = torch.as_tensor(points).detach()
+    # a copy: arrays may be views with negative steps, or read-only
+    tensor = points.detach() if isinstance(points, Tensor) else torch.from_numpy(np.array(points, dtype=np.float64))
     check(
         tensor.ndim == 2 and tensor.shape[1] == 3,
         f"the {name} must be points of shape (n, 3), got {tuple(tensor.shape)}",
     )
-    check(tensor.dtype != torch.bool and not tensor.is_complex(), f"the {name} must hold coordinates in metres")
     tensor = tensor.double()
     bad = int((~tensor.isfinite().all(1)).sum())
     check(bad == 0, f"the {name} has {bad} points with NaN or infinite coordinates: remove them before scoring")

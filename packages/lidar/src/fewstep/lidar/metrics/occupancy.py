@@ -39,6 +39,10 @@ class Agreement(NamedTuple):
         """``both / (all three)``; None when no cell is occupied."""
         return self.both / sum(self) if sum(self) else None
 
+    def plus(self, other: Agreement) -> Agreement:
+        """Return the cells of both counts together."""
+        return Agreement(*(a + b for a, b in zip(self, other, strict=True)))
+
 
 def cells(points: Points, size_m: float, range_m: float = RANGE_M, *, name: str = "cloud") -> Cells:
     """Return the occupied cells of the cube; none for an empty cloud. UserError for points that are not finite.
@@ -83,7 +87,7 @@ class CompletionIoU:
         """Count a scan and return its own numbers by cell size; UserError for points that are not finite."""
         found = {size: agreement(prediction, truth, size, self.range_m) for size in self.counts}
         for size, counts in found.items():
-            self.counts[size] = Agreement(*(a + b for a, b in zip(self.counts[size], counts, strict=True)))
+            self.counts[size] = self.counts[size].plus(counts)
         return found
 
     def value(self) -> dict[float, float]:

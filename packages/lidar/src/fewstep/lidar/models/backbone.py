@@ -36,7 +36,7 @@ class LidarBackbone(ExtensibleBackbone):
     unconditional one. :meth:`encode` replaces ``scan`` by its features, computed once for many calls.
     """
 
-    lora_targets: tuple[str, ...] = (".linear", "shortcut", "head.0", "head.2", "scan.0", "scan.2", "joint.0", "joint.2")
+    lora_targets: tuple[str, ...] = ("linear", "shortcut", "head.0", "head.2", "scan.0", "scan.2", "joint.0", "joint.2")
 
     def __init__(self, config: NetworkConfig, seed: int = 0) -> None:
         super().__init__()

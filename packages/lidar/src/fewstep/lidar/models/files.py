@@ -48,12 +48,12 @@ def _save(module: nn.Module, folder: Path, description: Mapping[str, Any], half:
 
 
 def describe(folder: Path, kind: str) -> dict[str, Any]:
-    """Return what ``model.json`` says; UserError when there is none, or it describes another kind of network."""
+    """Return what ``model.json`` says; UserError when there is none, or it describes another kind (``""``: any)."""
     file = folder / CONFIG
     check(file.is_file(), f"{folder}: no {CONFIG} there; give a folder that `fewstep lidar export` or `convert` wrote")
     found = read_json(file)
     check(
-        isinstance(found, dict) and found.get("kind") == kind,
+        isinstance(found, dict) and found.get("kind") in (kind or "denoiser", kind or "refiner"),
         f"{file}: describes a {found.get('kind') if isinstance(found, dict) else 'list'}, and a {kind} is wanted here",
     )
     return dict(found)

@@ -1,0 +1,95 @@
+"""Teachers, students and refiners by name: those shipped with the package, and folders of runs and exports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.errors import UserError, check, nearest
+from fewstep.core.models.student import facts_table, replacing, unwrap
+from fewstep.core.networks.adapters import merge
+from fewstep.core.recipe import StepPlan
+from fewstep.lidar.models.backbone import LidarBackbone
+from fewstep.lidar.models.files import CONFIG, describe, save_denoiser, save_refiner
+from fewstep.lidar.models.refiner import Refiner
+
+SHIPPED = Path(__file__).parent / "weights"
+USE = "fewstep lidar complete scan.bin --model {folder} -o dense.ply"
+
+
+def shipped(kind: str) -> list[str]:
+    """Return the names of the networks of a kind, ``denoiser`` or ``refiner``, that come with the package."""
+    return sorted(
+        file.parent.name for file in SHIPPED.glob(f"*/{CONFIG}") if describe(file.parent, "")["kind"] == kind
+    )
+
+
+def find_network(name: str, kind: str) -> Path:
+    """Return the folder of a network by its name, or of a run's export; UserError when there is none of that kind."""
+    if name in shipped(kind):
+        return SHIPPED / name
+    given = Path(name).expanduser()
+    for folder in (given, given / "export"):
+        if (folder / CONFIG).is_file():
+            describe(folder, kind)
+            return folder
+    if (given / "checkpoints").is_dir():
+        raise UserError(f"{name}: this run has exported nothing yet; run `fewstep lidar export {name}` first")
+    raise UserError(f"no {kind} '{name}': {nearest(name, shipped(kind))} Or give the path of a folder")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a denoiser was meant to be sampled: a student's times and mode, or a teacher's solver."""
+
+    plan: StepPlan | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Sampling:
+        """Return what a folder says; a teacher's says nothing. UserError for entries that make no sense."""
+        entry = describe(folder, "denoiser").get("sampling")
+        if entry is None:
+            return cls(None)
+        try:
+            entries = {key: tuple(value) if isinstance(value, list) else value for key, value in dict(entry).items()}
+            plan = StepPlan(**entries)
+            check(len(plan.times) > 0 and all(0 <= float(t) <= 999 for t in plan.times), f"times {plan.times}")
+        except (TypeError, ValueError, UserError) as error:
+            raise UserError(f"{folder / CONFIG}: 'sampling' makes no sense ({error}); export the student again") from error
+        return cls(plan)
+
+
+def export_denoiser(
+    student: Denoiser, plan: StepPlan, folder: Path, card: Mapping[str, Any], *, teacher: bool, half: bool = False
+) -> None:
+    """Write a student, or a teacher, as ``model.json``, ``model.safetensors`` and a card, replacing what was there.
+
+    LoRA factors are merged. Raises UserError for a student whose views a plain sampler does not know.
+    """
+    denoiser, plan, scaling = unwrap(student, plan)
+    backbone = merge(denoiser.backbone)
+    if not isinstance(backbone, LidarBackbone):
+        raise UserError(f"export: a {type(backbone).__name__} is no network of this domain")
+    check(scaling == float("inf"), "export: a student with the lcm boundary needs its own sampler: use boundary jump")
+    facts = {} if teacher else {"sampling": asdict(plan) | {"extras": dict(plan.extras)}}
+    with replacing(folder) as aside:
+        save_denoiser(backbone, aside, facts, half=half)
+        (aside / "README.md").write_text(_card(card, folder, plan, teacher), encoding="utf-8")
+
+
+def export_refiner(refiner: Refiner, folder: Path, card: Mapping[str, Any], *, half: bool = False) -> None:
+    """Write a refiner with a card, replacing what was there."""
+    with replacing(folder) as aside:
+        save_refiner(refiner, aside, half=half)
+        text = f"# {card.get('name', 'refiner')}\n\nMakes {refiner.up_factor} points of each.\n\n| | |\n|---|---|\n"
+        (aside / "README.md").write_text(text + facts_table(card), encoding="utf-8")
+
+
+def _card(card: Mapping[str, Any], folder: Path, plan: StepPlan, teacher: bool) -> str:
+    steps = "one step" if len(plan.times) == 1 else f"{len(plan.times)} steps"
+    what = "A teacher: sample it in 50 steps with guidance." if teacher else f"A student made for {steps}."
+    use = USE.format(folder=folder)
+    return f"# {card.get('name', 'student')}\n\n{what}\n\n    {use}\n\n| | |\n|---|---|\n{facts_table(card)}"

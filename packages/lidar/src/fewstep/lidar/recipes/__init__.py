@@ -1,0 +1,1 @@
+"""Methods for point clouds; those for any domain are in :mod:`fewstep.core.recipes`."""
