@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from fewstep.lidar.sparse.sites import Pairs
 
 Weight = Float[Tensor, "k ci co"]
+Product = Callable[[Tensor, Tensor, Pairs], Tensor]
 
 
-def _product(x: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
+def product(x: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
     """Return ``out[adds_k] += x[reads_k] weight_k`` over all k; half precision adds up in float32."""
     half = x.dtype in (torch.float16, torch.bfloat16)
     out = x.new_zeros(pairs.rows_out, weight.shape[2], dtype=torch.float32 if half else x.dtype)
@@ -38,48 +40,51 @@ def _weight_gradient(x: Tensor, grad: Tensor, pairs: Pairs) -> Tensor:
 
 class _Convolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, pairs: Pairs, by: Product) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.pairs = pairs
-        return _product(x, weight, pairs)
+        ctx.pairs, ctx.by = pairs, by
+        return by(x, weight, pairs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         pairs: Pairs = ctx.pairs
         to_x, to_weight = ctx.needs_input_grad[:2]
         grad = grad.contiguous()
         # both are of the same two operations, so they can be differentiated again
         return (
-            convolve(grad, weight.transpose(1, 2), pairs.reverse()) if to_x else None,
-            _Correlate.apply(x, grad, pairs) if to_weight else None,
+            convolve(grad, weight.transpose(1, 2), pairs.reverse(), ctx.by) if to_x else None,
+            _Correlate.apply(x, grad, pairs, ctx.by) if to_weight else None,  # type: ignore[no-untyped-call]
+            None,
             None,
         )
 
 
 class _Correlate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grad: Tensor, pairs: Pairs) -> Tensor:
+    def forward(ctx: Any, x: Tensor, grad: Tensor, pairs: Pairs, by: Product) -> Tensor:
         ctx.save_for_backward(x, grad)
-        ctx.pairs = pairs
+        ctx.pairs, ctx.by = pairs, by
         return _weight_gradient(x, grad, pairs)
 
     @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, grad = ctx.saved_tensors
         pairs: Pairs = ctx.pairs
         to_x, to_grad = ctx.needs_input_grad[:2]
         return (
-            convolve(grad, outer.transpose(1, 2), pairs.reverse()) if to_x else None,
-            convolve(x, outer, pairs) if to_grad else None,
+            convolve(grad, outer.transpose(1, 2), pairs.reverse(), ctx.by) if to_x else None,
+            convolve(x, outer, pairs, ctx.by) if to_grad else None,
+            None,
             None,
         )
 
 
-def convolve(x: Float[Tensor, "v ci"], weight: Weight, pairs: Pairs) -> Float[Tensor, "w co"]:
+def convolve(x: Float[Tensor, "v ci"], weight: Weight, pairs: Pairs, by: Product = product) -> Float[Tensor, "w co"]:
     """Return a sparse convolution: row ``adds[k]`` of the result gets ``x[reads[k]] @ weight[k]``, summed over k.
 
     Differentiable twice, in any floating dtype; nothing but ``x`` and the weight is kept for the backward pass.
+    ``by``: what computes this sum without gradients, here and for the gradients that are convolutions themselves.
     """
-    out: Tensor = _Convolve.apply(x, weight, pairs)
+    out: Tensor = _Convolve.apply(x, weight, pairs, by)  # type: ignore[no-untyped-call]
     return out
