@@ -58,7 +58,7 @@ class LidarBackbone(ExtensibleBackbone):
         voxels = voxelise(points, samples_of(x), self.config.resolution)
         embedding = self._embedding(time, cond, x.dtype)
         with using_backend(find_backend(self.backend)):
-            out = self.unet(voxels.mean(points), voxels.sites, self._scene(cond), embedding)
+            out: Tensor = self.unet(voxels.mean(points), voxels.sites, self._scene(cond), embedding)
         return voxels.slice(out).view_as(x)
 
     def _embedding(self, time: Tensor, cond: Cond, dtype: torch.dtype) -> Tensor:
@@ -66,7 +66,8 @@ class LidarBackbone(ExtensibleBackbone):
         if self.extra_inputs is None:
             return features
         added = self.extra_inputs(cond, lambda t: time_features(t, self.config.time_width).to(dtype), "LidarBackbone")
-        return features + added
+        told: Tensor = features + added
+        return told
 
     def _scene(self, cond: Cond) -> Scene:
         """Return features of the scans, from the condition where they are there already.
