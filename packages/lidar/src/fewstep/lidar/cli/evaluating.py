@@ -15,8 +15,8 @@ import torch
 from fewstep.core.data.writing import write_text
 from fewstep.core.errors import UserError, check
 from fewstep.core.report.tables import table
-from fewstep.lidar.clouds import Cloud
 from fewstep.lidar.cli.completing import completer_of, each_scan, raise_for
+from fewstep.lidar.clouds import Cloud
 from fewstep.lidar.data.crops import ground_truth
 from fewstep.lidar.data.folder import MAP_FILE
 from fewstep.lidar.data.maps import load_map
