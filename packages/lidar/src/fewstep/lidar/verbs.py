@@ -115,7 +115,19 @@ def _evaluate(args: Namespace) -> None:
     evaluate(args)
 
 
+def _demo_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/demo-lidar"), metavar="DIR", help="(runs/demo-lidar)")
+    parser.add_argument("--from-scratch", action="store_true", help="train the teacher too, which takes longer")
+
+
+def _demo(args: Namespace) -> None:
+    from fewstep.lidar.cli.demo import run_demo
+
+    run_demo(args)
+
+
 VERBS = {
+    "demo": Verb("train a one-step student on simulated streets in minutes, and draw it", _demo_arguments, _demo),
     "complete": Verb("complete a scan, a folder of scans or a sequence", _complete_arguments, _complete),
     "evaluate": Verb("measure completions of a sequence against its map", _evaluate_arguments, _evaluate),
     "train-teacher": Verb("train a teacher of scene completion and export it", _teacher_arguments, _train),
