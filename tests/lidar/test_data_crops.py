@@ -101,6 +101,8 @@ def test_augmentation_of_known_numbers():
     assert_allclose(mirrored.linear, np.diag([1, -1, 1]), atol=1e-12)
     clipped = augment(np.array([0.0, 0.5, 0.9]), np.array([100.0, 0, 0]))
     assert_allclose(clipped(np.array([[0.0, 1, 0]])), [[0, math.cos(0.18), math.sin(0.18)]], atol=1e-12)
+    both = augment(np.array([0.25, 0.5, 0.9]), np.array([100.0, 0, 0]))  # yaw before tilt
+    assert_allclose(both(np.array([[1.0, 0, 0]])), [[0, math.cos(0.18), math.sin(0.18)]], atol=1e-12)
     with raises_line("3 uniform and 3 normal"):
         augment(np.zeros(2), np.zeros(3))
 

@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from fewstep.lidar.clouds import write_cloud
 from fewstep.lidar.data import SPLITS, Sequence, open_sequence, open_sequences, read_voxels
 from fewstep.lidar.data.kitti_raw import EARTH_M
+from fewstep.lidar.data.poses import euler
 
 SCANS = [random_cloud(20 + i, seed=i).xyz for i in range(3)]
 POSES = [np.eye(4), random_pose(1), random_pose(2)]
@@ -148,6 +149,14 @@ def test_kitti_raw_poses_are_metres_on_the_ground(tmp_path):
     assert_allclose(sequence.pose(1)[:3, 3], [3, 0, 1], atol=1e-5)
     assert_allclose(sequence.pose(2)[:3, 3], [0, 5, 0], atol=1e-5)
     assert_allclose(sequence.pose(2)[:3, :3], [[0, -1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-8)
+
+
+def test_angles_turn_about_x_then_y_then_z():
+    quarter = math.pi / 2
+    assert_allclose(euler(quarter, 0, 0) @ [0, 1, 0], [0, 0, 1], atol=1e-12)
+    assert_allclose(euler(0, quarter, 0) @ [0, 0, 1], [1, 0, 0], atol=1e-12)
+    assert_allclose(euler(quarter, quarter, 0) @ [0, 1, 0], [1, 0, 0], atol=1e-12)
+    assert_allclose(euler(quarter, quarter, quarter) @ [0, 1, 0], [0, 1, 0], atol=1e-12)
 
 
 @pytest.mark.parametrize("where", [".", ".."])
