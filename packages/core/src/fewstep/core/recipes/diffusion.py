@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core.denoiser import Cond, Denoiser
@@ -13,7 +14,7 @@ from fewstep.core.errors import check
 from fewstep.core.grids import time_grid
 from fewstep.core.losses.denoising import Weighting, denoising_loss, denoising_weight
 from fewstep.core.losses.distances import l2
-from fewstep.core.prediction import Clean, compose, decompose
+from fewstep.core.prediction import Clean, Prediction, compose, decompose
 from fewstep.core.process import Process
 from fewstep.core.recipe import Batch, LossTerms, Phase, Recipe, RoleSpec, StepPlan
 from fewstep.core.rng import Rng
@@ -41,6 +42,16 @@ class DiffusionConfig:
         check(0 <= self.label_dropout < 1, f"label_dropout must lie in [0, 1), got {self.label_dropout:g}")
 
 
+class Answer(NamedTuple):
+    """A network's prediction at ``x_t`` "b *d" and ``t`` "b"; the clean sample and noise that ``x_t`` is made of."""
+
+    prediction: Prediction
+    clean: Clean
+    x_t: Tensor
+    t: Tensor
+    anchor: Tensor | None
+
+
 class Diffusion(Recipe):
     """One role, one phase: denoising score matching on data."""
 
@@ -62,23 +73,29 @@ class Diffusion(Recipe):
 
     def loss(self, phase: str, batch: Batch, rng: Rng, step: int) -> LossTerms:
         """Return the denoising loss at one drawn noise level per sample."""
-        config, student = self.config, self.actors.denoiser("student")
-        x0, process = batch.clean_samples(self.name), student.process
-        cond = drop_condition(student, batch.cond, config.label_dropout, rng)
-        t = config.time.draw(process, rng, "time", step).to(x0.device)
-        eps = rng.normal_like("eps", x0)
-        anchor = cond.get("anchor")
-        x_t = process.add_noise(x0, eps, t, anchor).to(x0.dtype)
-        prediction = student.predict(x_t, t, cond)
+        return LossTerms({"denoise": self.denoise(self.answer(batch, rng, step))})
+
+    def answer(self, batch: Batch, rng: Rng, step: int) -> Answer:
+        """Return what the network says of noised data."""
+        student = self.actors.denoiser("student")
+        x0 = batch.clean_samples(self.name)
+        cond = drop_condition(student, batch.cond, self.config.label_dropout, rng)
+        t = self.config.time.draw(student.process, rng, "time", step).to(x0.device)
+        eps, anchor = rng.normal_like("eps", x0), cond.get("anchor")
+        x_t = student.process.add_noise(x0, eps, t, anchor).to(x0.dtype)
+        return Answer(student.predict(x_t, t, cond), Clean(x0, eps), x_t, t, anchor)
+
+    def denoise(self, answer: Answer) -> Float[Tensor, " b"]:
+        """Return the weighted squared error of an answer."""
+        config, process = self.config, self.actors.denoiser("student").process
+        prediction, clean, x_t, t, anchor = answer
         if config.weighting == "native":
-            value = l2(prediction.value, compose(Clean(x0, eps), prediction.kind, t, process, anchor))
-        else:
-            c = process.coefficients(t)
-            weight = denoising_weight(
-                config.weighting, c.alpha, c.sigma, gamma=config.min_snr_gamma, sigma_data=config.sigma_data
-            )
-            value = denoising_loss(decompose(prediction, x_t, t, process, anchor).x0, x0, weight)
-        return LossTerms({"denoise": value})
+            return l2(prediction.value, compose(clean, prediction.kind, t, process, anchor))
+        c = process.coefficients(t)
+        weight = denoising_weight(
+            config.weighting, c.alpha, c.sigma, gamma=config.min_snr_gamma, sigma_data=config.sigma_data
+        )
+        return denoising_loss(decompose(prediction, x_t, t, process, anchor).x0, clean.x0, weight)
 
     @classmethod
     def plan(cls, config: DiffusionConfig, process: Process, num_steps: int) -> StepPlan:
