@@ -157,8 +157,9 @@ class Completer:
             points = made[0].cpu().numpy()
             if self.config.crop:
                 points = crop_prediction(points, near, self.config.max_range).astype(np.float32)
+            check(len(points) > 0, f"{self.name} put no point where the scan is: is it trained, and for such scans?")
             done.points = points
-        if self.refiner is not None and len(points):
+        if self.refiner is not None:
             with self._timed(done, "refine"), self._precision():
                 refined = self.refiner(torch.from_numpy(points)[None].to(self.device))
                 done.points = refined[0].float().cpu().numpy()

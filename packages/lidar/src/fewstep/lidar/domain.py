@@ -29,6 +29,7 @@ from fewstep.lidar.settings import LidarConfig
 from fewstep.lidar.shown import ShownScenes
 from fewstep.lidar.view.preview import bev_rows
 
+TEACHERS = ("diffusion", "diffusion-dpo")  # recipes whose networks are sampled in many steps, by a solver
 NO_SHAPES = "the lidar networks cannot be followed without data: how many voxels are occupied decides what they take"
 
 
@@ -49,6 +50,8 @@ class LidarDomain:
         check(torch.device(device).type != "meta", NO_SHAPES)
         if config.student == "refiner":
             return self._refiner(config, specs, seed, device)
+        if config.train_encoder and any(config.roles.mode_of(spec.name) == "lora" for spec in specs):
+            raise UserError("domain.train_encoder: LoRA roles share the frozen encoder; set it to false, or roles.mode full")
         teacher, origin = self._teacher(config, specs, seed)
         train, held = load_scenes(config.data)
         shown = ShownScenes(held, seed)
@@ -68,13 +71,12 @@ class LidarDomain:
                 freeze(module.encoder)
             if isinstance(module, nn.Module):
                 module.to(device)
-        fresh = any(spec.name == "student" and spec.init == "fresh" for spec in specs)
 
         def export(student: Denoiser, plan: StepPlan, folder: Path, card: Mapping[str, Any]) -> None:
-            export_denoiser(student, plan, folder, card, teacher=fresh)
+            export_denoiser(student, plan, folder, card, teacher=card["recipe"] in TEACHERS)
 
         def export_half(student: Denoiser, plan: StepPlan, folder: Path, card: Mapping[str, Any]) -> None:
-            export_denoiser(student, plan, folder, card, teacher=fresh, half=True)
+            export_denoiser(student, plan, folder, card, teacher=card["recipe"] in TEACHERS, half=True)
 
         actors = Actors(dict(roles), teacher.process, (config.data.points, 3), judges=judges(config.judge_points))
         return Problem(

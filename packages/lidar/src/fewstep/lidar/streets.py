@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,7 +36,8 @@ def streets_folder(config: SimulationConfig) -> Path:
 def make_streets(config: SimulationConfig, map_voxel: float) -> Path:
     """Return the root of the data set, with every sequence and map written that was not there yet.
 
-    Raises UserError when the cache folder cannot be written.
+    Several processes may do so at once: what they write appears whole, and is the same. Raises UserError when the cache
+    folder cannot be written.
     """
     root = streets_folder(config)
     missing = [name for names in sequence_names(config) for name in names if not _ready(root, name, map_voxel)]
@@ -43,15 +46,31 @@ def make_streets(config: SimulationConfig, map_voxel: float) -> Path:
     for name in missing:
         folder = root / "sequences" / name
         try:
-            if not folder.is_dir():
-                simulate_sequence(root, name, config.scans, 100 * config.seed + int(name), config.street, config.sensor)
-            save_map(map_file(folder, map_voxel), build_map(open_sequence(folder), map_voxel))
+            _make(config, folder, map_voxel)
         except (OSError, UserError) as error:
             if not _ready(root, name, map_voxel):  # another process may have been faster
                 raise UserError(
                     f"{folder}: cannot be written ({error}); set FEWSTEP_CACHE to another folder"
                 ) from error
     return root
+
+
+def _make(config: SimulationConfig, folder: Path, map_voxel: float) -> None:
+    """Write a sequence with its map, or the map of one that is there, aside and then under its name."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent.parent))
+    try:
+        if folder.is_dir():
+            made = map_file(aside, map_voxel)
+            save_map(made, build_map(open_sequence(folder), map_voxel))
+            made.replace(map_file(folder, map_voxel))
+            return
+        seed, shown = 100 * config.seed + int(folder.name), sys.stderr.isatty()
+        drive = simulate_sequence(aside, folder.name, config.scans, seed, config.street, config.sensor, progress=shown)
+        save_map(map_file(drive, map_voxel), build_map(open_sequence(drive), map_voxel))
+        drive.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _ready(root: Path, name: str, map_voxel: float) -> bool:

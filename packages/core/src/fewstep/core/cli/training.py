@@ -16,15 +16,15 @@ from fewstep.core.training.settings import RunConfig
 from fewstep.core.training.world import World
 
 
-def train_new(args: Namespace) -> None:
-    """Train into a new folder, or print the resolved settings."""
+def train_new(args: Namespace) -> Outcome | None:
+    """Train into a new folder and return how that ended, or print the resolved settings and return None."""
     config = load_config(args.config, args.overrides, domain=find_domain(args.domain))
     if args.print_config:
         sys.stdout.write(dump(config))
-        return
+        return None
     out = args.out or Path("runs") / config.name
     check_new(out)  # before the teacher is loaded
-    _train(config, out, resume=False)
+    return _train(config, out, resume=False)
 
 
 def resume_run(args: Namespace) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,11 +58,13 @@ def _layout(folder: Path) -> str:
 
 
 def _one(args: Namespace, source: Path) -> None:
-    out: Path = args.out or Path(f"{source.name.split('.')[0]}-complete.{args.format}")
+    name = open_sequence(source).stem(0)
+    out: Path = args.out or Path(f"{name}-complete.{args.format}")
     if out.is_dir() or not out.suffix:
-        out = out / f"{source.name.split('.')[0]}.{args.format}"
+        out = out / f"{name}.{args.format}"
     check(is_cloud(out), f"--out {out}: an unknown kind of file; end it with {', '.join('.' + f for f in FORMATS)}")
     check(not _same(out, source), f"--out {out}: that is the input; choose another name")
+    _folder(out.parent)  # now, and not after a minute of work
     scan = read_cloud(source, args.fields, drop_invalid=args.drop_invalid)
     completer = completer_of(args)
     print(completer.about(), file=sys.stderr)
@@ -77,11 +81,16 @@ def _same(a: Path, b: Path) -> bool:
     return a.exists() and a.samefile(b)
 
 
-def _write(out: Path, points: np.ndarray) -> None:
+def _folder(folder: Path) -> None:
+    """Make a folder; UserError when that cannot be done, or nothing can be written there."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{out.parent}: cannot be made ({error.strerror}); choose another --out") from error
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another --out") from error
+    check(os.access(folder, os.W_OK), f"{folder}: may not be written to; choose another --out")
+
+
+def _write(out: Path, points: np.ndarray) -> None:
     write_cloud(out, Cloud(np.ascontiguousarray(points, np.float32)))
 
 
@@ -90,11 +99,15 @@ def _many(args: Namespace, sequence: Sequence) -> None:
     check(not out.is_file(), f"--out {out}: a file; a folder of scans is completed into a folder")
     check(not _same(out, sequence.folder), f"--out {out}: that is the input; choose another folder")
     numbers = range(len(sequence))[:: args.every]
+    names = Counter(sequence.stem(i) for i in numbers)
+    twice = [name for name, times in names.items() if times > 1]
+    check(not twice, f"{sequence.folder}: several scans are called {', '.join(twice[:NAMED])}; rename them, or move them")
     waiting = [i for i in numbers if args.force or not (out / f"{sequence.stem(i)}.{args.format}").exists()]
     there = len(numbers) - len(waiting)
     if not waiting:
         print(f"{out}: all {there} scans are completed already (--force completes them again)")
         return
+    _folder(out)
     completer = completer_of(args)
     print(completer.about(), file=sys.stderr)
 

@@ -18,7 +18,6 @@ from fewstep.core.report.tables import table
 from fewstep.lidar.cli.completing import completer_of, each_scan, raise_for
 from fewstep.lidar.clouds import Cloud
 from fewstep.lidar.data.crops import ground_truth
-from fewstep.lidar.data.folder import MAP_FILE
 from fewstep.lidar.data.maps import load_map
 from fewstep.lidar.data.sequence import open_sequence
 from fewstep.lidar.metrics.scores import PROTOCOL, Scores
@@ -31,8 +30,8 @@ def evaluate(args: Namespace) -> None:
 
     Raises UserError for a sequence without map or poses, TrainingError after the table when scans had to be skipped.
     """
-    sequence = open_sequence(args.sequence, args.layout)
-    points = load_map(args.map or sequence.folder / MAP_FILE)
+    sequence = open_sequence(args.sequence, args.layout, args.fields)
+    points = load_map(args.map or sequence.folder)
     sequence.pose(0)  # now, and not after the network has been loaded
     chosen = list(range(len(sequence))[:: args.every])[: args.scans]
     scores, seconds = Scores(emd_points=args.emd_points, legacy=args.legacy), defaultdict[str, list[float]](list)

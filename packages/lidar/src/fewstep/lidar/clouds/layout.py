@@ -38,7 +38,8 @@ def row_type(fields: Sequence[str]) -> np.dtype[Any]:
         name, _, kind = each.partition(":")
         check(bool(name), f"fields '{listed}': a column without a name; write them as x,y,z,intensity:uint8")
         kind = kind or "float32"
-        check(kind in _TYPES, f"fields '{listed}': no dtype '{kind}': {nearest(kind, _TYPES)}")
+        if kind not in _TYPES:
+            raise UserError(f"fields '{listed}': no dtype '{kind}': {nearest(kind, _TYPES)}")
         columns.append((name, np.dtype(kind).newbyteorder("<").str))
     names = [name for name, _ in columns]
     check(len(set(names)) == len(names), f"fields '{listed}': a name is there twice; name every column once")

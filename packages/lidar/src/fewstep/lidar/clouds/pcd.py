@@ -59,7 +59,8 @@ def read_header(path: Path, data: bytes) -> Header:
     for key in ("FIELDS", "SIZE", "TYPE", "WIDTH"):
         check(bool(given.get(key)), f"{path}: its header has no {key} line: is it a .pcd? write it again")
     kind = " ".join(given["DATA"])
-    check(kind in _KINDS, f"{path}: header line 'DATA {kind[:40]}': {nearest(kind, _KINDS)}")
+    if kind not in _KINDS:
+        raise UserError(f"{path}: header line 'DATA {kind[:40]}': {nearest(kind, _KINDS)}")
     sides = [count_in(each) for each in (given["WIDTH"] + given.get("HEIGHT", ["1"]))]
     if len(sides) != 2 or sides[0] is None or sides[1] is None:
         raise UserError(f"{path}: WIDTH and HEIGHT in its header are no counts; write it again")

@@ -102,7 +102,8 @@ def read_header(path: Path, data: bytes) -> Header:
         if not words or words[0] in ("ply", "comment", "obj_info"):
             continue
         if words[0] == "format" and len(words) == 3:
-            check(words[1] in _FORMATS, f"{where}: no such format: {nearest(words[1], _FORMATS)}")
+            if words[1] not in _FORMATS:
+                raise UserError(f"{where}: no such format: {nearest(words[1], _FORMATS)}")
             order = _FORMATS[words[1]]
         elif words[0] == "element" and len(words) == 3:
             count = count_in(words[2])
@@ -119,7 +120,8 @@ def _add(element: Element, words: list[str], where: str) -> None:
     listed = len(words) == 4 and words[0] == "list"
     check(listed or len(words) == 2, f"{where}: not understood; write the file again")
     for kind in words[1:3] if listed else words[:1]:
-        check(kind in _TYPES, f"{where}: no type '{kind}': {nearest(kind, _TYPES)}")
+        if kind not in _TYPES:
+            raise UserError(f"{where}: no type '{kind}': {nearest(kind, _TYPES)}")
     check(
         words[-1] not in [each.name for each in element.properties] and len(element.properties) < MAX_COLUMNS,
         f"{where}: a second property of that name, or more than {MAX_COLUMNS}; write the file again",

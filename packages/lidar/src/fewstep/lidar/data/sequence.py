@@ -87,5 +87,6 @@ def open_sequences(
     folders = finder(given)
     check(bool(folders), f"{given}: no scans of the layout '{layout}' there; layouts: {', '.join(LAYOUTS)}")
     for name in names or ():
-        check(name in folders, f"{given}: no sequence '{name}' there: {nearest(name, folders)}")
+        if name not in folders:
+            raise UserError(f"{given}: no sequence '{name}' there: {nearest(name, folders)}")
     return [reader(name, folders[name], fields) for name in (names or folders)]
