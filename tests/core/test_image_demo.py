@@ -8,7 +8,8 @@ import pytest
 
 from fewstep.core.errors import TrainingError, UserError
 from fewstep.core.image import demo
-from fewstep.core.image.demo import MARKER, MEASURE, run_demo, verdicts
+from fewstep.core.image.demo import MEASURE, run_demo, verdicts
+from fewstep.core.training.folder import DEMO
 
 
 def row(sampler: str, steps: int, distance: float) -> dict:
@@ -37,11 +38,11 @@ def small(monkeypatch):
 def test_the_demo_writes_a_table_a_picture_and_a_page(small, tmp_path, capsys):
     out = tmp_path / "demo"
     out.mkdir()
-    (out / MARKER).write_text("{}")
+    (out / DEMO).write_text("{}")
     (out / "old.txt").write_text("of an earlier demo")
     run_demo(out)
     said = capsys.readouterr().out
-    rows = json.loads((out / MARKER).read_text())["rows"]
+    rows = json.loads((out / DEMO).read_text())["rows"]
     asked = [("teacher", steps) for steps in sorted(demo.TEACHER_STEPS, reverse=True)]
     assert [(r["sampler"], r["steps"]) for r in rows[: len(asked) + 1]] == [*asked, ("dmd2", 1)]
     assert {1, 4, 8, 50} <= set(demo.TEACHER_STEPS)

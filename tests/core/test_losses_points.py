@@ -266,3 +266,13 @@ def test_shapes_are_enough():
     keys = select_key_points(p.detach(), torch.empty(2, 50, device="meta"), share=0.5, k=5)
     (scene_loss(p, p.detach()) + structural_loss(p, p.detach(), keys)).sum().backward()
     assert p.grad.shape == p.shape
+
+
+@pytest.mark.gpu
+def test_both_paths_agree_on_a_scan():
+    p, q = 30 * normal(20_000, 3, seed=1).float(), 30 * normal(18_000, 3, seed=2).float()
+    for on_cpu, on_gpu in zip(mutual_nearest(p, q), mutual_nearest(p.cuda(), q.cuda()), strict=True):
+        assert_close(on_gpu.distances.cpu(), on_cpu.distances, rtol=0, atol=1e-6)
+    assert_close(chamfer_loss(p[None].cuda(), q[None].cuda()).cpu(), chamfer_loss(p[None], q[None]), rtol=1e-5, atol=0)
+    curved = surface_variation(p[None].cuda(), 30).cpu()
+    assert_close(curved, surface_variation(p[None], 30), rtol=0, atol=1e-5)

@@ -17,6 +17,7 @@ CELLS = {
     "vsd": Cell("vsd-digits", (1,), ("train.steps=30",)),
     "f-distill": Cell("f-distill-digits", (1,), ("train.steps=30",)),
     "uni-instruct": Cell("uni-instruct-digits", (1,), ("train.steps=30",)),
+    "distillation-dpo": Cell("distillation-dpo-digits", (1,), ("train.steps=30",)),
     "ladd": Cell("ladd-digits", (1,), ("train.steps=30",)),
     "tdm": Cell("tdm-digits", (4,), ("train.steps=40",)),
     "consistency": Cell("consistency-digits", (2,), ("train.steps=40",)),

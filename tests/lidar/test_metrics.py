@@ -18,6 +18,7 @@ from fewstep.lidar.metrics import (
     CompletionIoU,
     Scores,
     chamfer,
+    crop_prediction,
     emd,
     emd_floor,
     jsd_3d,
@@ -29,6 +30,7 @@ from fewstep.lidar.metrics import (
     sinkhorn_emd,
 )
 from fewstep.lidar.metrics.occupancy import cells
+from fewstep.lidar.metrics.transport import _rounded
 
 
 def uniform(n, half=50.0, seed=0):
@@ -186,6 +188,13 @@ def test_entropic_transport_of_different_sizes():
         sinkhorn_emd(two, two, eps_m=1.0)
 
 
+def test_rounding_by_hand():
+    """Two points at 0 send 3/4 of their mass to 0 and 1/4 to 1, where half of it belongs: 1/4 is moved."""
+    p, q = torch.zeros(2, 3), torch.tensor([[0.0, 0, 0], [1, 0, 0]])
+    potential = torch.tensor([math.log(3), 1])
+    assert _rounded(p, q, potential, 1.0) == pytest.approx((0.5, 0.25), abs=1e-6)
+
+
 def test_emd_of_subsets_is_seeded_and_has_a_floor():
     p, q = uniform(300, seed=1), uniform(250, seed=2)
     assert emd(p, q, 50, seed=1) == emd(p, q, 50, seed=1) != emd(p, q, 50, seed=2)
@@ -216,6 +225,22 @@ def test_legacy_emd_is_the_kernel_written_out():
         u = a / (kernel @ v)
         v = b / (kernel.T @ u)
     assert legacy_emd(p, q) == pytest.approx((u[:, None] * kernel * v * cost).sum(), rel=1e-5)
+
+
+# what is scored
+
+
+def test_predictions_the_scan_cannot_have_seen_are_removed():
+    scan = np.array([[5.0, 0, -2], [5, 0, 2]])  # highest 2, mean 0, deviation 2
+    kept = np.array([[49.9, 0, 0], [0, -20, 1.9], [0, 3, -3.9]])
+    limits = np.array([[50.0, 0, 0], [0, 0, 2], [0, 0, -4]])
+    beyond = np.array([[35, 36, 0], [1, 1, 3.0], [1, 1, -5]])
+    prediction = np.concatenate([limits, kept, beyond])
+    assert crop_prediction(prediction, scan).tolist() == kept.tolist()
+    assert chamfer(crop_prediction(prediction, scan), kept).value == 0
+    assert crop_prediction(prediction[:0], scan).shape == (0, 3)
+    with pytest.raises(UserError, match="the scan is empty"):
+        crop_prediction(prediction, scan[:0])
 
 
 # bad input and the table

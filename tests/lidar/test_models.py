@@ -206,7 +206,7 @@ def test_files_that_disagree_are_refused_in_a_line(tmp_path: Path) -> None:
     weights.write_bytes(whole)
     description = (tmp_path / "d" / "model.json").read_text()
     (tmp_path / "d" / "model.json").write_text(description.replace('"time_width": 8', '"time_width": 10'))
-    with pytest.raises(UserError, match="is not what model.json describes"):
+    with pytest.raises(UserError, match=r"is not what model\.json describes"):
         load_denoiser(tmp_path / "d")
     (tmp_path / "d" / "model.json").write_text(description.replace('"time_width": 8', '"time_width": "x"'))
     with pytest.raises(UserError, match=r"model\.json"):

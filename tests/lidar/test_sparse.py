@@ -78,9 +78,7 @@ def test_two_cubed_kernel_is_dense_convolution_of_stride_two(share: float, strid
     }
     weights = torch.randn(out.shape, generator=generator(8), dtype=torch.float64)
     found = torch.autograd.grad((out * weights).sum(), (x, kernel))
-    torch.testing.assert_close(
-        found, torch.autograd.grad((wanted * weights).sum(), (x, kernel)), rtol=0, atol=1e-10
-    )
+    torch.testing.assert_close(found, torch.autograd.grad((wanted * weights).sum(), (x, kernel)), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.6])

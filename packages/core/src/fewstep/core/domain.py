@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from fewstep.core.denoiser import Cond, Denoiser
+from fewstep.core.denoiser import Cond
 from fewstep.core.errors import UserError, nearest
 from fewstep.core.process import Process
 from fewstep.core.recipe import Actors, Batch, RoleSpec, StepPlan
@@ -35,6 +35,9 @@ class DataSource(Protocol):
 SampleFn = Callable[[int], tuple[Tensor, Cond]]
 """Draws ``n`` samples under evaluation conditions: returns the samples "n *d" and their conditions."""
 
+Export = Callable[[Any, StepPlan, Path, Mapping[str, Any]], None]
+"""Writes a student: the denoiser, or for domains that generate samples themselves the module of that role."""
+
 
 @dataclass
 class Problem:
@@ -48,9 +51,9 @@ class Problem:
     """Metrics of samples "n *d" made under conditions, both on the CPU, against the domain's reference."""
     render: Callable[[Sequence[tuple[str, Tensor]], Path], Path]
     """Writes labelled rows of samples as one picture next to the given stem; returns the file written."""
-    export: Callable[[Denoiser, StepPlan, Path, Mapping[str, Any]], None]
+    export: Export
     """Writes the student as a standard artefact into a folder; the mapping goes into its card."""
-    export_as: Mapping[str, Callable[[Denoiser, StepPlan, Path, Mapping[str, Any]], None]] = field(default_factory=dict)
+    export_as: Mapping[str, Export] = field(default_factory=dict)
     """Other forms of the artefact by name, where the domain knows more than one."""
     from_text: Callable[[Sequence[str]], Cond] | None = None
     """Conditions of prompts a user gives, where the domain is conditioned on text."""

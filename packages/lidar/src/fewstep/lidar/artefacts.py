@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,7 @@ USE = "fewstep lidar complete scan.bin --model {folder} -o dense.ply"
 
 def shipped(kind: str) -> list[str]:
     """Return the names of the networks of a kind, ``denoiser`` or ``refiner``, that come with the package."""
-    return sorted(
-        file.parent.name for file in SHIPPED.glob(f"*/{CONFIG}") if describe(file.parent, "")["kind"] == kind
-    )
+    return sorted(file.parent.name for file in SHIPPED.glob(f"*/{CONFIG}") if describe(file.parent, "")["kind"] == kind)
 
 
 def find_network(name: str, kind: str) -> Path:
@@ -41,25 +39,24 @@ def find_network(name: str, kind: str) -> Path:
     raise UserError(f"no {kind} '{name}': {nearest(name, shipped(kind))} Or give the path of a folder")
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a denoiser was meant to be sampled: a student's times and mode, or a teacher's solver."""
+def sampling_of(folder: Path) -> tuple[StepPlan | None, float]:
+    """Return the plan of a student (a teacher's folder has none) and the guidance scale a network is best sampled at.
 
-    plan: StepPlan | None
-
-    @classmethod
-    def read(cls, folder: Path) -> Sampling:
-        """Return what a folder says; a teacher's says nothing. UserError for entries that make no sense."""
-        entry = describe(folder, "denoiser").get("sampling")
-        if entry is None:
-            return cls(None)
-        try:
-            entries = {key: tuple(value) if isinstance(value, list) else value for key, value in dict(entry).items()}
-            plan = StepPlan(**entries)
-            check(len(plan.times) > 0 and all(0 <= float(t) <= 999 for t in plan.times), f"times {plan.times}")
-        except (TypeError, ValueError, UserError) as error:
-            raise UserError(f"{folder / CONFIG}: 'sampling' makes no sense ({error}); export the student again") from error
-        return cls(plan)
+    UserError for entries that make no sense.
+    """
+    found = describe(folder, "denoiser")
+    entry, scale = found.get("sampling"), found.get("guidance_scale", 1.0)
+    file = folder / CONFIG
+    check(isinstance(scale, int | float), f"{file}: guidance_scale must be a number, got {scale!r}")
+    if entry is None:
+        return None, float(scale)
+    try:
+        entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(entry).items()}
+        plan = StepPlan(**entries)
+        check(len(plan.times) > 0 and all(0 <= float(t) <= 999 for t in plan.times), f"times {plan.times}")
+    except (TypeError, ValueError, UserError) as error:
+        raise UserError(f"{file}: 'sampling' makes no sense ({error}); export the student again") from error
+    return plan, float(scale)
 
 
 def export_denoiser(

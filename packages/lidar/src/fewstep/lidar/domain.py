@@ -99,7 +99,9 @@ class LidarDomain:
         made = scene_denoiser(load_denoiser(find_network(config.teacher, "denoiser")))
         return _with(made, config), config.teacher
 
-    def _refiner(self, config: LidarConfig, specs: Sequence[RoleSpec], seed: int, device: torch.device | str) -> Problem:
+    def _refiner(
+        self, config: LidarConfig, specs: Sequence[RoleSpec], seed: int, device: torch.device | str
+    ) -> Problem:
         if [spec.name for spec in specs] != ["student"] or specs[0].init != "fresh":
             raise UserError(f"domain.student: a refiner is trained by recipe '{Refine.name}', not by this one")
         train, held = load_scenes(config.data)

@@ -23,10 +23,10 @@ def judges(points: int) -> dict[str, Judge]:
     The rows looked at are the same for both samples of a pair. Lower is better: IoU is taken as 1 - IoU.
     """
     single: dict[str, Callable[[Tensor, Tensor], float]] = {
-        "chamfer": lambda made, scene: chamfer(made, scene).mean,
+        "chamfer": lambda made, scene: chamfer(made, scene).value,
         "jsd": jsd_bev,
         "iou": lambda made, scene: 1 - (agreement(made, scene, IOU_VOXEL).iou or 0.0),
-        "emd": lambda made, scene: emd(made[:EMD_POINTS], scene[:EMD_POINTS], size=min(EMD_POINTS, len(made))),
+        "emd": lambda made, scene: emd(made, scene, size=EMD_POINTS),
     }
     return {name: _judge(metric, points) for name, metric in single.items()}
 

@@ -7,14 +7,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core.denoiser import Cond, Denoiser, NetworkDenoiser, Plain
-from fewstep.core.guidance import Guided
+from fewstep.core.grids import time_grid
 from fewstep.core.prediction import Kind, Prediction
 from fewstep.core.process import VP, LocalOffset
 from fewstep.core.rng import Rng
+from fewstep.core.sampling import initial_state
 from fewstep.core.solvers import solve
 from fewstep.lidar.models.backbone import LidarBackbone
 
 BETAS = (1000, 3.5e-5, 7e-3)
+SOLVER = "dpmpp_2m_sde"
 
 
 class SceneDiffusion(LocalOffset):
@@ -56,24 +58,15 @@ class OffsetReading(Denoiser):
         return self.inner.null(cond)
 
 
-def completion_grid(steps: int) -> tuple[float, ...]:
-    """Return the times of ``steps`` steps: ``round(999 (n - i) / n)``, as the released samplers space them."""
-    last = BETAS[0] - 1
-    return tuple(float(round(last * (steps - i) / steps)) for i in range(steps))
-
-
 def sample_scene(
-    denoiser: Denoiser, cond: Cond, noise: Float[Tensor, "b n 3"], rng: Rng, *, steps: int, guidance_scale: float, official: bool
+    denoiser: Denoiser, cond: Cond, noise: Float[Tensor, "b n 3"], rng: Rng, *, steps: int, official: bool
 ) -> Float[Tensor, "b n 3"]:
-    """Return points made from unit ``noise`` around ``cond["anchor"]`` by SDE-DPM-Solver++(2M).
+    """Return points made from unit ``noise`` around ``cond["anchor"]`` by SDE-DPM-Solver++(2M), ``steps`` evaluations.
 
     ``official``: the released form with its bias (:class:`OffsetReading`); otherwise in the process's own,
-    variance-exploding coordinates, which is unbiased at every number of steps.
+    variance-exploding coordinates, which is unbiased at every number of steps. Both stop at the same times.
     """
-    guided: Denoiser = Guided(denoiser, guidance_scale)
-    grid, anchor = completion_grid(steps), cond["anchor"]
+    grid = time_grid(denoiser.process, steps, "even")
     if official:
-        offset = solve(OffsetReading(guided), noise, grid, cond, "dpmpp_2m_sde", rng=rng).x
-        return anchor + offset
-    start = denoiser.process.initial_scale(torch.tensor(grid[0], dtype=torch.float64)).to(noise)
-    return solve(guided, anchor + start * noise, grid, cond, "dpmpp_2m_sde", rng=rng).x
+        return cond["anchor"] + solve(OffsetReading(denoiser), noise, grid, cond, SOLVER, rng=rng).x
+    return solve(denoiser, initial_state(denoiser.process, noise, grid[0], cond), grid, cond, SOLVER, rng=rng).x

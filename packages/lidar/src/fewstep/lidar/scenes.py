@@ -68,9 +68,7 @@ class Scenes:
         where = f"{sequence.folder}: scan {sequence.stem(i)}"
         cloud, labels = sequence.scan(i).xyz, sequence.labels(i)
         scan = cloud[
-            clean_scan(
-                cloud, labels, min_range=config.min_range, max_range=config.max_range, lowest=config.min_z
-            )
+            clean_scan(cloud, labels, min_range=config.min_range, max_range=config.max_range, lowest=config.min_z)
         ]
         check(len(scan) > 0, f"{where} has no point between {config.min_range:g} and {config.max_range:g} m")
         scene = training_crop(self.map_of(drive), sequence.pose(i), max_range=config.max_range, lowest=config.min_z)

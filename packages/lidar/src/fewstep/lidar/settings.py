@@ -17,7 +17,7 @@ Layout = Literal["semantickitti", "kitti-raw", "nuscenes", "folder"]
 class SimulationConfig:
     """The simulated data set: ``sequences`` to train on and ``held_out`` ones after them, ``scans`` in each.
 
-    It is written once, into the cache folder (``FEWSTEP_CACHE``, ~/.cache/fewstep), under a name made of these settings.
+    It is written once, into the cache folder (``FEWSTEP_CACHE``, ~/.cache/fewstep), under a name made of the settings.
     """
 
     sequences: int = 8
@@ -40,9 +40,9 @@ class LidarDataConfig:
     ``source``: ``simulated``, or real data under ``path`` in one of the layouts `fewstep lidar build-maps` reads.
     ``sequences`` and ``held_out``: names; empty for SemanticKITTI's split (00-07, 09, 10; 08), or for all with the last
     held out. ``points``: of a scene, a multiple of ``tiling``; the scan is thinned to ``points / tiling``.
-    ``min_range``, ``max_range`` and ``min_z`` in metres. ``window``: with it a sample is what lies within so many metres
-    of a random place, horizontally (0: the whole scene). ``augment``: joint rotation, scale and flip. ``map_voxel``: of
-    the aggregated scene, metres.
+    ``min_range``, ``max_range`` and ``min_z`` in metres. ``window``: with it a sample is what lies within so many
+    metres of a random place, horizontally (0: the whole scene). ``augment``: joint rotation, scale and flip.
+    ``map_voxel``: of the aggregated scene, metres.
     """
 
     source: Literal["simulated", "semantickitti", "kitti-raw", "nuscenes", "folder"] = "simulated"
@@ -96,7 +96,9 @@ class RefinerConfig:
 
     def __post_init__(self) -> None:
         check(1 <= self.up_factor <= 64, f"domain.refiner.up_factor must be 1 to 64, got {self.up_factor}")
-        check(self.jitter >= 0 and self.jitter_limit >= 0, "domain.refiner.jitter and jitter_limit must not be negative")
+        check(
+            self.jitter >= 0 and self.jitter_limit >= 0, "domain.refiner.jitter and jitter_limit must not be negative"
+        )
         check(self.target_points >= 1, f"domain.refiner.target_points must be at least 1, got {self.target_points}")
 
 
@@ -104,10 +106,10 @@ class RefinerConfig:
 class LidarConfig:
     """The lidar domain.
 
-    ``teacher``: a network that came with the package, a run's folder, or one that ``export`` or ``convert`` wrote; empty
-    when a teacher is trained. ``network``: of untrained ones. ``student``: ``denoiser``, or ``refiner`` for the recipe
-    that trains one. ``train_encoder``: let students and fake scores change the scan encoder, which otherwise stays the
-    teacher's. ``backend``: of sparse convolutions. ``judge_points``: points per scene that preference metrics look at.
+    ``teacher``: a network that came with the package, a run's folder, or one that ``export`` or ``convert`` wrote;
+    empty when a teacher is trained. ``network``: of untrained ones. ``student``: ``denoiser``, or ``refiner`` for the
+    recipe that trains one. ``train_encoder``: let students and fake scores change the scan encoder, which otherwise
+    stays the teacher's. ``backend``: of sparse convolutions. ``judge_points``: of a scene, seen by preference metrics.
     """
 
     data: LidarDataConfig = LidarDataConfig()

@@ -27,8 +27,8 @@ class ShownScenes:
         self._pairs: list[Pair] = []
         where = f"windows of {scenes.config.window:g} m" if scenes.config.window else "whole scenes"
         self.protocol = (
-            f"{where} of held-out scans; Chamfer distance: mean of both directed mean distances, metres; JSD BEV: root of "
-            f"the Jensen-Shannon divergence of 0.5 m columns; IoU at {VOXEL} m over all scenes"
+            f"{where} of held-out scans; Chamfer distance: mean of both directed mean distances, metres; JSD BEV: root "
+            f"of the Jensen-Shannon divergence of 0.5 m columns; IoU at {VOXEL} m over all scenes"
         )
 
     def _pair(self, i: int) -> Pair:
@@ -65,7 +65,7 @@ class ShownScenes:
             overlap.update(made, truth)
         pairs = list(zip(clouds, truths, strict=True))
         return {
-            "Chamfer distance": float(np.mean([chamfer(made, truth).mean for made, truth in pairs])),
+            "Chamfer distance": float(np.mean([chamfer(made, truth).value for made, truth in pairs])),
             "JSD BEV": float(np.mean([jsd_bev(made, truth) for made, truth in pairs])),
             f"IoU {VOXEL} m": overlap.value()[VOXEL],
         }

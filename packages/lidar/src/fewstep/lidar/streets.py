@@ -39,18 +39,18 @@ def make_streets(config: SimulationConfig, map_voxel: float) -> Path:
     root = streets_folder(config)
     missing = [name for names in sequence_names(config) for name in names if not _ready(root, name, map_voxel)]
     if missing:
-        print(f"simulating {len(missing)} drives of {config.scans} scans into {root}", file=sys.stderr)
+        sys.stderr.write(f"simulating {len(missing)} drives of {config.scans} scans into {root}\n")
     for name in missing:
         folder = root / "sequences" / name
         try:
             if not folder.is_dir():
-                simulate_sequence(
-                    root, name, config.scans, 100 * config.seed + int(name), config.street, config.sensor
-                )
+                simulate_sequence(root, name, config.scans, 100 * config.seed + int(name), config.street, config.sensor)
             save_map(map_file(folder, map_voxel), build_map(open_sequence(folder), map_voxel))
         except (OSError, UserError) as error:
             if not _ready(root, name, map_voxel):  # another process may have been faster
-                raise UserError(f"{folder}: cannot be written ({error}); set FEWSTEP_CACHE to another folder") from error
+                raise UserError(
+                    f"{folder}: cannot be written ({error}); set FEWSTEP_CACHE to another folder"
+                ) from error
     return root
 
 

@@ -95,7 +95,7 @@ def export(args: Namespace) -> None:
             choice = nearest(args.form, forms) if forms else "this domain knows one form only: leave it out"
             raise UserError(f"--as {args.form}: {choice}")
         write = forms[args.form]
-    write(opened.student(), opened.plan(args.steps), out, card(opened, args.run))
+    write(opened.exported(), opened.plan(args.steps), out, card(opened, args.run))
     print(out)
     if args.push:
         print(push(out, args.push))

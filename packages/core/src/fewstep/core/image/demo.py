@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -16,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.core.errors import TrainingError, UserError
+from fewstep.core.errors import TrainingError
 from fewstep.core.image.rendering import render_rows
 from fewstep.core.report import build_comparison
 from fewstep.core.report.tables import table
-from fewstep.core.training.folder import write_text
+from fewstep.core.training.folder import DEMO, make_demo_room, write_text
 from fewstep.core.training.opened import Drawn, Opened, draw_student, draw_teacher, open_run
 from fewstep.core.training.showing import count, sample_steps
 from fewstep.core.training.world import World
@@ -32,7 +31,6 @@ SAMPLES = 2000
 SEED = 0
 SHOWN = 10
 SETTINGS = ("domain.neighbours=0", "train.eval_every=0")
-MARKER = "demo.json"
 MEASURE = "Frechet distance"
 
 
@@ -43,7 +41,7 @@ def run_demo(out: Path, *, from_scratch: bool = False) -> None:
     something else in it, TrainingError when a training fails.
     """
     began = time.monotonic()
-    _make_room(out)
+    make_demo_room(out)
     teacher = "digits"
     if from_scratch:
         _say(f"teacher: {TEACHER}")
@@ -140,19 +138,6 @@ def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*found, "every student is better than the teacher at the same number of steps"]
 
 
-def _make_room(out: Path) -> None:
-    """Make an empty folder with the demo's marker in it."""
-    if (out / MARKER).is_file():
-        shutil.rmtree(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: holds something else than a demo: give another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / MARKER, "{}\n")
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}): give another --out") from error
-
-
 def _report(out: Path, rows: Sequence[Mapping[str, Any]], samples: Path, opened: Opened, minutes: float) -> None:
     lead = (
         f"One teacher of 8x8 handwritten digits, and students of it trained on this machine in {minutes:.1f} minutes, "
@@ -171,7 +156,7 @@ def _report(out: Path, rows: Sequence[Mapping[str, Any]], samples: Path, opened:
         ],
         runs=[(name, f"{name}/report.html") for name in STUDENTS],
     )
-    write_text(out / MARKER, json.dumps({"minutes": minutes, "rows": list(rows)}, indent=2) + "\n")
+    write_text(out / DEMO, json.dumps({"minutes": minutes, "rows": list(rows)}, indent=2) + "\n")
 
 
 def _say(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from fewstep.core.errors import UserError
 from fewstep.core.training.settings import RunConfig, dump
 
 CONFIG, ENVIRONMENT, CHECKPOINTS, PREVIEWS = "config.yaml", "environment.json", "checkpoints", "previews"
+DEMO = "demo.json"
 PACKAGES = (
     "fewstep-core", "fewstep-video", "fewstep-threed", "fewstep-restoration", "fewstep-lidar",
     "torch", "numpy", "diffusers", "transformers", "accelerate", "peft", "kornia", "safetensors",
@@ -37,6 +39,19 @@ def check_run(run_dir: Path) -> None:
     """Raise UserError unless a folder holds a run."""
     if not (run_dir / CONFIG).is_file():
         raise UserError(f"{run_dir}: no run there (no {CONFIG}): start one with `train`")
+
+
+def make_demo_room(out: Path) -> None:
+    """Make an empty folder with a demo's marker in it, in place of an earlier demo; UserError for any other content."""
+    if (out / DEMO).is_file():
+        shutil.rmtree(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: holds something else than a demo: give another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / DEMO, "{}\n")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}): give another --out") from error
 
 
 def make_folder(run_dir: Path) -> None:

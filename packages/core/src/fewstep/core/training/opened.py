@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.core.denoiser import Cond, Denoiser, batch_of
 from fewstep.core.domain import Problem, find_domain
@@ -42,6 +42,11 @@ class Opened:
     def student(self) -> Denoiser:
         """Return the student as it is sampled from; UserError for a domain whose student is no denoiser."""
         return self.recipe.student_view(self.config.recipe, self.problem.actors.denoiser("student"))
+
+    def exported(self) -> Denoiser | nn.Module:
+        """Return what an export is made of: the student, or the module that generates samples in its place."""
+        actors = self.problem.actors
+        return self.student() if actors.generate is None else actors.module("student")
 
     def has_teacher(self) -> bool:
         """Return whether there is a teacher to compare with."""

@@ -13,9 +13,9 @@ from fewstep.core.errors import check
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-SHARE = 0.025  # of the points, resolved in a round
-MAX_PAIRS = 500_000  # of a round: bounds its memory
-ONE_BY_ONE = 32  # picks between rounds that would be larger
+SHARE = 0.02  # of the points, resolved in a round
+MAX_PAIRS = 250_000  # of a round: bounds its memory
+ONE_BY_ONE = 64  # picks between rounds that would be larger
 WIDER = 1 + 1e-9  # searches by radius, which the exact distances then decide
 
 

@@ -66,10 +66,11 @@ class FolderSequence:
         file = self.files[index]
         return file.name[: -len(NUSCENES)] if file.name.lower().endswith(NUSCENES) else file.stem
 
-    def scan(self, index: int) -> Cloud:
+    def scan(self, index: int, *, drop_invalid: bool = False) -> Cloud:
         """Return a scan."""
         file = self.files[index]
-        return read_cloud(file, self.fields if file.suffix.lower() in (".bin", ".npy") else None)
+        fields = self.fields if file.suffix.lower() in (".bin", ".npy") else None
+        return read_cloud(file, fields, drop_invalid=drop_invalid)
 
     def labels(self, index: int) -> npt.NDArray[np.uint32] | None:
         """Return None."""

@@ -44,9 +44,9 @@ class KittiRaw:
         """Return the number of a scan as its file has it."""
         return self.files[index].stem
 
-    def scan(self, index: int) -> Cloud:
+    def scan(self, index: int, *, drop_invalid: bool = False) -> Cloud:
         """Return a scan with its ``remission``."""
-        return read_cloud(self.files[index], self.fields)
+        return read_cloud(self.files[index], self.fields, drop_invalid=drop_invalid)
 
     def labels(self, index: int) -> npt.NDArray[np.uint32] | None:
         """Return None."""
@@ -64,7 +64,7 @@ class KittiRaw:
         words = read_text(file, "the pose of a scan").split()
         check(len(words) >= 6, f"{file}: {len(words)} numbers; latitude, longitude, altitude and 3 angles are needed")
         values = numbers_in(words[:6], str(file))
-        check(abs(values[0]) < 90, f"{file}: a latitude of {values[0]:g} degrees; copy it again")
+        check(abs(float(values[0])) < 90, f"{file}: a latitude of {values[0]:g} degrees; copy it again")
         return values
 
     @cached_property

@@ -46,9 +46,9 @@ class SemanticKitti:
         """Return the number of a scan as its file has it."""
         return self.files[index].stem
 
-    def scan(self, index: int) -> Cloud:
+    def scan(self, index: int, *, drop_invalid: bool = False) -> Cloud:
         """Return a scan with its ``remission``."""
-        return read_cloud(self.files[index], self.fields)
+        return read_cloud(self.files[index], self.fields, drop_invalid=drop_invalid)
 
     def labels(self, index: int) -> npt.NDArray[np.uint32] | None:
         """Return a scan's labels, or None; UserError when there is not one per point."""

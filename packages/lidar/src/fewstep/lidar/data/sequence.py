@@ -40,8 +40,8 @@ class Sequence(Protocol):
         """Return the name of a scan, without a suffix."""
         ...
 
-    def scan(self, index: int) -> Cloud:
-        """Return a scan in the sensor's frame; UserError when it cannot be read."""
+    def scan(self, index: int, *, drop_invalid: bool = False) -> Cloud:
+        """Return a scan in the sensor's frame; UserError when it cannot be read, NaN included unless dropped."""
         ...
 
     def labels(self, index: int) -> npt.NDArray[np.uint32] | None:

@@ -73,7 +73,7 @@ def build_maps(args: Namespace) -> None:
                 args.min_range,
                 moving=args.moving,
                 seen=args.seen,
-                progress=lambda done, bar=bar: bar.update(done - bar.n),
+                progress=lambda _: bar.update(),
             )
         save_map(file, points)
         sys.stdout.write(f"{file}: {len(points)} points of {len(sequence)} scans\n")

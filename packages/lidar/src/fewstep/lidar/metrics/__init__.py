@@ -2,10 +2,11 @@
 
 :mod:`.distances`: Chamfer distance, precision, recall. :mod:`.occupancy`: completion IoU, Jensen-Shannon distances.
 :mod:`.transport`: earth mover's distance. :mod:`.legacy`: what publications computed instead. :class:`.scores.Scores`:
-all of them over many scans, and :data:`.scores.PROTOCOL`, what each is.
+all of them over many scans, and :data:`.scores.PROTOCOL`, what each is; :mod:`.crop`: which predictions are scored.
 """
 
 from fewstep.lidar.metrics.clouds import Points
+from fewstep.lidar.metrics.crop import crop_prediction
 from fewstep.lidar.metrics.distances import Chamfer, Hits, chamfer, precision_recall_f
 from fewstep.lidar.metrics.legacy import legacy_emd, legacy_iou, legacy_rmse
 from fewstep.lidar.metrics.occupancy import Agreement, CompletionIoU, jsd_3d, jsd_bev
@@ -23,6 +24,7 @@ __all__ = [
     "Scores",
     "Transport",
     "chamfer",
+    "crop_prediction",
     "emd",
     "emd_floor",
     "jsd_3d",

@@ -16,6 +16,7 @@ from fewstep.core.networks.backbone import ExtensibleBackbone, entry
 from fewstep.core.networks.embedding import ExtraInputs
 from fewstep.core.rng import Rng
 from fewstep.lidar.models.unet import NetworkConfig, ScanEncoder, Scene, SparseUNet
+from fewstep.lidar.sparse.backend import find_backend, using_backend
 from fewstep.lidar.sparse.sites import Sites, pack, voxelise
 
 ENCODED = ("scan_voxels", "scan_features")
@@ -40,7 +41,7 @@ class LidarBackbone(ExtensibleBackbone):
 
     def __init__(self, config: NetworkConfig, seed: int = 0) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.backend = config, "torch"
         with Rng(seed, 0, ()).network_noise("init"):
             self.encoder = ScanEncoder(config)
             self.unet = SparseUNet(config, 3, gated=True)
@@ -55,7 +56,9 @@ class LidarBackbone(ExtensibleBackbone):
         """Return the raw output "b n 3"; UserError when the condition lacks an entry."""
         points = x.flatten(0, 1)
         voxels = voxelise(points, samples_of(x), self.config.resolution)
-        out = self.unet(voxels.mean(points), voxels.sites, self._scene(cond), self._embedding(time, cond, x.dtype))
+        embedding = self._embedding(time, cond, x.dtype)
+        with using_backend(find_backend(self.backend)):
+            out: Tensor = self.unet(voxels.mean(points), voxels.sites, self._scene(cond), embedding)
         return voxels.slice(out).view_as(x)
 
     def _embedding(self, time: Tensor, cond: Cond, dtype: torch.dtype) -> Tensor:
@@ -63,7 +66,8 @@ class LidarBackbone(ExtensibleBackbone):
         if self.extra_inputs is None:
             return features
         added = self.extra_inputs(cond, lambda t: time_features(t, self.config.time_width).to(dtype), "LidarBackbone")
-        return features + added
+        told: Tensor = features + added
+        return told
 
     def _scene(self, cond: Cond) -> Scene:
         """Return features of the scans, from the condition where they are there already.

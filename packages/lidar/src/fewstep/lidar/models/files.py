@@ -63,7 +63,7 @@ def network_config(found: Mapping[str, Any], file: Path) -> NetworkConfig:
     """Return the sizes a description names; UserError for unknown or ill-typed entries."""
     entries = found.get("network", {})
     try:
-        lists = {key: tuple(value) if isinstance(value, list) else value for key, value in dict(entries).items()}
+        lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(entries).items()}
         return NetworkConfig(**lists)
     except (TypeError, ValueError) as error:
         raise UserError(f"{file}: 'network' is not that of a lidar network ({error})") from error

@@ -33,5 +33,5 @@ def nearest_rows(sites: Sites, scan: Sites) -> Int[Tensor, " v"]:
     if queries.device.type == "cpu":
         _, rows = cKDTree(targets.numpy()).query(queries.numpy(), workers=-1)
         return torch.from_numpy(rows)
-    parts = queries.split(max(1, CHUNK // len(targets)))
+    parts = torch.split(queries, max(1, CHUNK // len(targets)))
     return torch.cat([torch.cdist(part, targets, compute_mode=EXACT).argmin(1) for part in parts])

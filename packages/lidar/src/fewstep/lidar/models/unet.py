@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -61,7 +62,9 @@ class _Down(nn.Module):
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.reduce = ConvNorm(channels_in, channels_in, 8)
-        self.blocks = nn.ModuleList([ResidualBlock(channels_in, channels_out), ResidualBlock(channels_out, channels_out)])
+        self.blocks = nn.ModuleList(
+            [ResidualBlock(channels_in, channels_out), ResidualBlock(channels_out, channels_out)]
+        )
 
     def forward(self, x: Tensor, sites: Sites) -> tuple[Tensor, Sites]:
         coarse, pairs = sites.coarser
@@ -106,7 +109,7 @@ class ScanEncoder(nn.Module):
         super().__init__()
         widths = config.channels
         self.stem = _Stem(widths[0])
-        self.down = nn.ModuleList(_Down(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(_Down(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Float[Tensor, "v 3"], sites: Sites) -> Scene:
         """Return the features; ``x`` holds the mean coordinates of each voxel's points, in metres."""
@@ -134,7 +137,8 @@ class _Gate(nn.Module):
     def forward(self, x: Tensor, scene: Scene, nearest: Tensor, embedding: Tensor) -> Tensor:
         scan, time = self.scan(scene.features), self.time(embedding)[scene.sites.sample]
         factors = self.joint(torch.cat([time, scan] if self.time_first else [scan, time], 1))
-        return x * factors.index_select(0, nearest)
+        gated: Tensor = x * factors.index_select(0, nearest)
+        return gated
 
 
 class SparseUNet(nn.Module):
@@ -145,10 +149,8 @@ class SparseUNet(nn.Module):
         widths, ups = config.channels, config.up_channels
         skips = widths[-2::-1]
         self.stem = _Stem(widths[0])
-        self.down = nn.ModuleList(_Down(a, b) for a, b in zip(widths, widths[1:], strict=False))
-        self.up = nn.ModuleList(
-            _Up(a, skip, b) for a, skip, b in zip((widths[-1], *ups[:-1]), skips, ups, strict=True)
-        )
+        self.down = nn.ModuleList(_Down(a, b) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(_Up(a, skip, b) for a, skip, b in zip((widths[-1], *ups[:-1]), skips, ups, strict=True))
         self.head = two_layers(ups[-1], HEAD, outputs)
         if gated:
             deep, before = widths[-1], (widths[-1], *ups[:-1])
@@ -181,5 +183,3 @@ class SparseUNet(nn.Module):
             x = stage(x, skips[-1 - i], grids[LEVELS - 1 - i])
         out: Tensor = self.head(x)
         return out
-
-

@@ -26,14 +26,14 @@ class Waves:
 
     def value(self, x: Array) -> Array:
         """Return the sum at ``x``."""
-        out = np.zeros_like(x)
+        out = np.zeros(np.shape(x))
         for a, k, p in zip(self.amplitude, self.frequency, self.phase, strict=True):
             out += a * np.sin(k * x + p)
         return out
 
     def slope(self, x: Array) -> Array:
         """Return its derivative at ``x``."""
-        out = np.zeros_like(x)
+        out = np.zeros(np.shape(x))
         for a, k, p in zip(self.amplitude, self.frequency, self.phase, strict=True):
             out += a * k * np.cos(k * x + p)
         return out
@@ -67,7 +67,7 @@ class Ground:
     @cached_property
     def fronts(self) -> Array:
         """Distance of the sidewalks' outer edges from the middle, (left, right)."""
-        return self.edges + np.array(self.sidewalk)
+        return np.asarray(self.edges + np.array(self.sidewalk))
 
     def lateral(self, x: Array, y: Array) -> Array:
         """Return the distance from the road's middle, positive to the left (exact where the road is straight)."""
@@ -85,7 +85,7 @@ class Ground:
 
     def height(self, x: Array, y: Array) -> Array:
         """Return the ground's z at positions of any shape."""
-        z = self.relief.value(x)
+        z: Array = self.relief.value(x)
         if not (self.kerb or self.bumps or any(self.bank)):
             return z
         lateral = self.lateral(x, y)
@@ -98,7 +98,11 @@ class Ground:
         if any(self.bank):
             z += np.array(self.bank)[right] * np.clip(beyond, 0, BANK_REACH)
         if self.bumps:
-            z += self.bumps * np.clip(0.5 * beyond, 0, 1) * np.sin(1.3 * x + 0.4) * np.sin(1.1 * y + 2.1)
+            z += (
+                self.bumps
+                * np.clip(0.5 * beyond, 0, 1)
+                * (np.sin(0.9 * x + 0.4) * np.sin(0.7 * y + 2.1) + 0.5 * np.sin(1.9 * x - 1.1 * y))
+            )
         return z
 
     def material(self, x: Array, y: Array) -> NDArray[np.uint32]:

@@ -16,8 +16,9 @@ from fewstep.lidar.simulator.ground import Array, Ground
 from fewstep.lidar.simulator.world import Shapes
 
 TINY = 1e-300  # added to a direction: leaves every other number as it is and keeps its inverse finite
-PROFILE_GROWTH = 1.05  # ratio of neighbouring distances the ground is sampled at
-GROUND_TOLERANCE = 1e-6  # metres of height
+PROFILE_GROWTH = 1.04  # ratio of neighbouring distances the ground is sampled at
+GROUND_TOLERANCE = 1e-5  # metres of height
+MOST_STEPS = 40
 
 
 @dataclass(frozen=True)
@@ -191,8 +192,8 @@ def hit_ground(rays: Rays, hits: Hits, ground: Ground, surface: int, max_range: 
     shallow = len(rays.elevation) // 2
     cosine, sine = rays.x[shallow] / level[shallow], rays.y[shallow] / level[shallow]
     height = float(rays.centre[2] - ground.height(rays.centre[None, 0], rays.centre[None, 1])[0])
-    first = 0.1 * height
-    count = int(np.ceil(np.log(1.05 * max_range / first) / np.log(PROFILE_GROWTH))) + 1
+    first = 0.5 * height / max(float(-tangent.min()), 0.1)
+    count = max(2, int(np.ceil(np.log(1.05 * max_range / first) / np.log(PROFILE_GROWTH))) + 1)
     far: Array = np.asarray(first * PROFILE_GROWTH ** np.arange(count), np.float64)
     x, y, z = rays.origin + rays.centre[:, None]
     above = ground.height(x + far[:, None] * cosine, y + far[:, None] * sine) - z
@@ -203,46 +204,76 @@ def hit_ground(rays: Rays, hits: Hits, ground: Ground, surface: int, max_range: 
     stretch -= count * np.arange(len(x))
     met = np.nonzero((stretch > 0) & (stretch < count))
     index, column = stretch[met], met[1]
-    low, high = far[index - 1], far[index]
     slope = tangent[met]
-    over, under = slope * low - above[index - 1, column], slope * high - above[index, column]
-    flat = (rays.x[met] / level[met], rays.y[met] / level[met])
-    start = (x[column], y[column], z[column])
-    distance = _meet(ground, start, flat, slope, low, high, over, under)
+    over = slope * far[index - 1] - above[index - 1, column]
+    under = slope * far[index] - above[index, column]
+    line = np.stack([x[column], y[column], z[column], rays.x[met] / level[met], rays.y[met] / level[met], slope])
+    distance = _meet(ground, line, far[index - 1], far[index], over, under)
+    lost = np.nonzero(np.isnan(distance))[0]
+    if len(lost):  # the plane of a column is not quite that of its rays where the sensor leans
+        distance[lost] = _search(ground, line[:, lost], far)
     reach = distance / level[met]
-    hits.distance[met] = reach
+    there = np.isfinite(reach)
+    met = (met[0][there], met[1][there])
+    hits.distance[met] = reach[there]
     hits.surface[met] = surface
     hits.cosine[met] = np.abs(rays.z[met])
 
 
-def _meet(
-    ground: Ground,
-    start: tuple[Array, Array, Array],
-    flat: tuple[Array, Array],
-    slope: Array,
-    low: Array,
-    high: Array,
-    over: Array,
-    under: Array,
-) -> Array:
-    """Return the level distance in [low, high] at which a ray comes down to the ground (regula falsi, Illinois).
+def bring_up(rays: Rays, hits: Hits, ground: Ground, surface: int) -> None:
+    """Let rays that met something below the ground meet the ground: they went through a crest between two samples."""
+    met = np.nonzero(hits.surface > surface)
+    level = np.hypot(rays.x[met], rays.y[met])
+    high = hits.distance[met] * level
+    start = rays.origin[:, met[1]] + rays.centre[:, None]
+    line = np.concatenate([start, np.stack([rays.x[met] / level, rays.y[met] / level, rays.z[met] / level])])
+    under = _clearance(ground, line, high)
+    low = np.nonzero(under < -GROUND_TOLERANCE)[0]
+    if not len(low):
+        return
+    line, high, under = line[:, low], high[low], under[low]
+    near = 0.01 * high
+    distance = _meet(ground, line, near, high, _clearance(ground, line, near), under) / level[low]
+    found = np.isfinite(distance)
+    at = met[0][low[found]], met[1][low[found]]
+    hits.distance[at], hits.surface[at], hits.cosine[at] = distance[found], surface, np.abs(rays.z[at])
 
-    ``over`` and ``under``: height of the ray above the ground at both ends, about; the columns' common plane leaves
-    the rays' own planes where the sensor leans.
+
+def _clearance(ground: Ground, line: Array, distance: Array) -> Array:
+    """Return how high lines (x, y, z, level direction x and y, slope) "6 n" run above the ground at a distance."""
+    x, y, z, dx, dy, slope = line
+    return np.asarray(z + slope * distance - ground.height(x + distance * dx, y + distance * dy))
+
+
+def _search(ground: Ground, line: Array, far: Array) -> Array:
+    """Return where each line first comes down to the ground, walking in steps; infinite where it does not."""
+    clear = np.stack([_clearance(ground, line, np.full(line.shape[1], each)) for each in far])
+    index = np.argmax(clear <= 0, axis=0)
+    met = np.nonzero(index > 0)[0]
+    index = index[met]
+    distance = np.full(line.shape[1], np.inf)
+    distance[met] = _meet(ground, line[:, met], far[index - 1], far[index], clear[index - 1, met], clear[index, met])
+    return np.where(np.isnan(distance), np.inf, distance)
+
+
+def _meet(ground: Ground, line: Array, low: Array, high: Array, over: Array, under: Array) -> Array:
+    """Return the level distance between ``low`` and ``high`` at which each line meets the ground, NaN where none.
+
+    ``over`` and ``under``: clearance at both ends. Regula falsi in the Illinois form.
     """
     over, under = np.maximum(over, 1e-12), np.minimum(under, -1e-12)
     at = low + (high - low) * over / (over - under)
-    active = np.arange(len(at))
-    low, high, over, under = low.copy(), high.copy(), over.copy(), under.copy()
+    active: NDArray[np.intp] | slice = slice(None)  # lines still on their way
+    low, high = low.copy(), high.copy()
     side = np.zeros(len(at), np.int8)
-    for _ in range(40):
+    for _ in range(MOST_STEPS):
         r = at[active]
-        gap = start[2][active] + slope[active] * r
-        gap -= ground.height(start[0][active] + r * flat[0][active], start[1][active] + r * flat[1][active])
+        gap = _clearance(ground, line[:, active], r)
         open_ = np.abs(gap) > GROUND_TOLERANCE
         if not open_.any():
-            break
-        active, r, gap = active[open_], r[open_], gap[open_]
+            return at
+        active = np.nonzero(open_)[0] if isinstance(active, slice) else active[open_]
+        r, gap = r[open_], gap[open_]
         above = gap > 0
         up, down = active[above], active[~above]
         low[up], over[up] = r[above], gap[above]
@@ -251,6 +282,7 @@ def _meet(
         over[down[side[down] == -1]] *= 0.5
         side[up], side[down] = 1, -1
         at[active] = low[active] + (high[active] - low[active]) * over[active] / (over[active] - under[active])
+    at[active] = np.nan
     return at
 
 

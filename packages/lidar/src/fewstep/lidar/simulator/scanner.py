@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.lidar.simulator.config import SensorConfig
-from fewstep.lidar.simulator.ground import ROAD, SIDEWALK, TERRAIN, Array
+from fewstep.lidar.simulator.ground import PARKING, ROAD, SIDEWALK, TERRAIN, Array
 from fewstep.lidar.simulator.rays import (
     Hits,
     Rays,
+    bring_up,
     cull,
     find_windows,
     hit_box,
@@ -21,7 +22,8 @@ from fewstep.lidar.simulator.rays import (
 )
 from fewstep.lidar.simulator.world import MOVING_CAR, World, rotation, sensor_pose
 
-GROUND_ALBEDO = {ROAD: 0.3, SIDEWALK: 0.4, TERRAIN: 0.45}
+GROUND_ALBEDO = np.zeros(256)
+GROUND_ALBEDO[[ROAD, PARKING, SIDEWALK, TERRAIN]] = 0.3, 0.28, 0.4, 0.45
 
 
 class Scan(NamedTuple):
@@ -104,6 +106,7 @@ class _Tracer:
             self._static(kind)
         for number in range(len(self.world.traffic)):
             self._moving(number)
+        bring_up(self.rays, self.hits, self.world.ground, 0)
 
     def _static(self, kind: str) -> None:
         rays, hits, shapes = self.rays, self.hits, getattr(self.world, kind)
@@ -159,7 +162,7 @@ def simulate_scan(world: World, sensor: SensorConfig, time: float, rng: np.rando
     ground = surface == 0
     x, y = at[0, ground] + rays.centre[0], at[1, ground] + rays.centre[1]
     labels[ground] = world.ground.material(x, y)
-    albedo[ground] = np.vectorize(lambda label: GROUND_ALBEDO.get(label, 0.3), otypes=[float])(labels[ground])
+    albedo[ground] = GROUND_ALBEDO[labels[ground]]
     labels |= np.array(tracer.instances, np.uint32)[surface] << np.uint32(16)
     measured = hits.distance[kept] + sensor.range_noise * noise[kept]
     if sensor.deskew:

@@ -82,9 +82,8 @@ def simulate_sequence(
     aside = folder.with_name(f".{name}.partial")
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        (aside / "velodyne").mkdir(parents=True)
-        (aside / "labels").mkdir()
-        _write(aside, world, scans, seed, sensor, name if progress else None)
+        aside.mkdir(parents=True)
+        write_sequence(aside, world, scans, seed, sensor, name if progress else None)
         aside.rename(folder)
     except OSError as error:
         raise UserError(f"simulator: {folder} cannot be written ({error.strerror}); choose another folder") from error
@@ -93,9 +92,14 @@ def simulate_sequence(
     return folder
 
 
-def _write(folder: Path, world: World, scans: int, seed: int, sensor: SensorConfig, shown: str | None) -> None:
+def write_sequence(
+    folder: Path, world: World, scans: int, seed: int, sensor: SensorConfig, shown: str | None = None
+) -> None:
+    """Write a drive in a world of any making into an existing folder; ``shown`` names its progress bar."""
     from tqdm import tqdm
 
+    for part in ("velodyne", "labels"):
+        (folder / part).mkdir()
     times = np.arange(scans) / sensor.rate
     for number in tqdm(range(scans), desc=shown, unit="scan", disable=shown is None):
         scan = simulate_scan(world, sensor, float(times[number]), np.random.default_rng([seed, 1, number]))

@@ -48,6 +48,8 @@ class Planner:
             self._front_row(side)
             self._back_row(side)
             self._parked(side)
+        self.built = Shapes.of(self.boxes)
+        for side in SIDES:
             self._along(side, self.config.poles, self._pole)
             self._along(side, self.config.trees, self._tree)
             self._along(side, self.config.bushes, self._bush)
@@ -108,8 +110,15 @@ class Planner:
         yaw = heading + more.get("turn", 0.0)
         self.boxes.append(Shape(centre, (half[0], half[1], up), label, yaw, albedo=more.get("albedo", 0.5)))
 
+    def _is_free(self, x: float, y: float, reach: float) -> bool:
+        """Whether no house, fence or parked car stands within ``reach`` metres of a place."""
+        dx, dy = x - self.built.centre[:, 0], y - self.built.centre[:, 1]
+        c, s = np.cos(self.built.yaw), np.sin(self.built.yaw)
+        aside = np.abs(np.stack([c * dx + s * dy, c * dy - s * dx], -1)) - self.built.half[:, :2]
+        return bool((np.hypot(*np.maximum(aside, 0).T) >= reach).all())
+
     def _front_row(self, side: int) -> None:
-        """Houses, some with a projecting part, and fences or hedges across the gaps."""
+        """Houses up to the corners of crossing roads, and fences or hedges across the gaps."""
         config = self.config
         front = self.ground.fronts[0 if side > 0 else 1]
         share, setback = min(self._varied(config.buildings), 1.0), self._varied(config.setback)
@@ -119,24 +128,35 @@ class Planner:
             gap = max(0.0, width * (1 - share) / max(share, 1e-3) * self._uniform(0.5, 1.5))
             if not share:
                 width, gap = 0.0, self._uniform(10, 30)
-            middle = x + width / 2
-            if width and not self._on_crossing(middle, width / 2 + 1.5):
-                back, depth, tall = (
-                    front + setback * self._uniform(0.3, 1.7),
-                    self._uniform(7, 14),
-                    self._uniform(4, 14),
-                )
-                albedo = self._uniform(0.3, 0.8)
-                half = (width / 2, depth / 2, tall)
-                self._box(middle, side * (back + depth / 2), half, BUILDING, albedo=albedo)
-                if self.rng.random() < 0.5:  # a porch, a bay or a stair
-                    out, wide = self._uniform(0.4, 1.2), self._uniform(1, 3)
-                    at = middle + self._uniform(-0.4, 0.4) * (width - 2 * wide)
-                    low = min(tall, self._uniform(2.5, 8))
-                    self._box(at, side * (back - out / 2 + 0.1), (wide, out / 2 + 0.1, low), BUILDING, albedo=albedo)
+            room = self._before_crossing(x) - 2.5  # of a sidewalk
+            if room < 5:
+                x += 1.0
+                continue
+            width = min(width, room)
+            gap = min(gap, room - width)
+            if width:
+                self._house(x + width / 2, width, side, front + setback * self._uniform(0.3, 1.7))
             if gap > 1 and self.rng.random() < config.fences:
                 self._fence(x + width, x + width + gap, side * (front + 0.3))
-            x += width + gap
+            x += width + max(gap, 0.05)
+
+    def _before_crossing(self, x: float) -> float:
+        """Return the metres of x up to the next crossing road, negative on one: up to its end, then."""
+        spacing, half = self.ground.crossing_spacing, self.ground.crossing_half
+        if not np.isfinite(spacing):
+            return np.inf
+        past = (x - self.ground.crossing_start + half) % spacing  # since the last one began
+        return past - 2 * half if past < 2 * half else spacing - past
+
+    def _house(self, x: float, width: float, side: int, back: float) -> None:
+        """A house at a distance ``back`` from the road's middle, sometimes with a part that projects."""
+        depth, tall, albedo = self._uniform(7, 14), self._uniform(4, 14), self._uniform(0.3, 0.8)
+        self._box(x, side * (back + depth / 2), (width / 2, depth / 2, tall), BUILDING, albedo=albedo)
+        if self.rng.random() < 0.5:  # a porch, a bay or a stair
+            out, half = self._uniform(0.4, 1.2), min(self._uniform(1, 3), width / 4)
+            at = x + self._uniform(-0.4, 0.4) * (width - 2 * half)
+            low = min(tall, self._uniform(2.5, 8))
+            self._box(at, side * (back - out / 2 + 0.1), (half, out / 2 + 0.1, low), BUILDING, albedo=albedo)
 
     def _fence(self, start: float, stop: float, lateral: float) -> None:
         label, thick = (FENCE, 0.05) if self.rng.random() < 0.5 else (VEGETATION, 0.35)
@@ -216,23 +236,28 @@ class Planner:
             self.cylinders.append(Shape((along, y, z + tall / 2), (radius, radius, tall / 2), POLE, albedo=0.5))
 
     def _tree(self, x: float, side: int) -> None:
-        beyond = 0.9 if self.rng.random() < 0.6 else self._uniform(3, 22)
+        alley = self.rng.random() < 0.4
+        beyond = 0.9 if alley else float(self.ground.sidewalk[0 if side > 0 else 1]) + self._uniform(1, 35)
         along, y, z, _ = self._at(x, side * (self._kerbside(side) + beyond))
-        trunk, radius = self._uniform(1.8, 3.2), self._uniform(0.1, 0.28)
-        wide, tall = self._uniform(1.2, 3.0), self._uniform(1.2, 2.6)
+        trunk, radius = self._uniform(1.8, 3.0) if alley else self._uniform(0.8, 2.2), self._uniform(0.1, 0.28)
+        wide, tall = self._uniform(1.2, 2.6), self._uniform(1.2, 2.6)
+        if not alley:
+            wide, tall = 1.3 * wide, 1.3 * tall
+        if not self._is_free(along, y, radius if alley else 0.6 * wide):
+            return
         stem = (trunk + tall) / 2
         self.cylinders.append(Shape((along, y, z + stem - 0.2), (radius, radius, stem + 0.2), TRUNK, albedo=0.35))
-        self.canopies.append(
-            Shape((along, y, z + trunk + 0.8 * tall), (wide, wide, tall), VEGETATION, albedo=0.5, free_path=1.0)
-        )
+        crown = (along, y, z + trunk + 0.8 * tall)
+        self.canopies.append(Shape(crown, (wide, wide, tall), VEGETATION, albedo=0.5, free_path=1.0))
 
     def _bush(self, x: float, side: int) -> None:
         front = float(self.ground.fronts[0 if side > 0 else 1])
-        along, y, z, _ = self._at(x, side * (front + self._uniform(0.8, 14)))
-        wide, tall = self._uniform(0.5, 1.4), self._uniform(0.4, 1.2)
-        self.canopies.append(
-            Shape((along, y, z + 0.6 * tall), (wide, wide, tall), VEGETATION, albedo=0.45, free_path=0.3)
-        )
+        along, y, z, _ = self._at(x, side * (front + self._uniform(0.8, 25)))
+        wide, tall = self._uniform(0.5, 1.8), self._uniform(0.4, 1.4)
+        if not self._is_free(along, y, 0.6 * wide):
+            return
+        place = (along, y, z + 0.6 * tall)
+        self.canopies.append(Shape(place, (wide, wide, tall), VEGETATION, albedo=0.45, free_path=0.3))
 
     def _traffic(self, ego: Driver) -> tuple[MovingCar, ...]:
         """A car ahead and one behind in the own lane that keep their distance, the others come towards."""
@@ -248,7 +273,7 @@ class Planner:
         count -= len(drivers)
         for number in range(count):
             start = low + (high - low) * (number + self._uniform(0.1, 0.6)) / count
-            drivers.append(Driver(oncoming, start, -config.traffic_speed))
+            drivers.append(Driver(oncoming, start, -config.traffic_speed, returning=True))
         return tuple(MovingCar(driver, self._car(), self._next_instance()) for driver in drivers)
 
 

@@ -33,7 +33,7 @@ def simulate_arguments(parser: ArgumentParser) -> None:
     sensor.add_argument("--raw-motion", action="store_true", help="leave the sensor's motion within a turn in the scan")
     street = parser.add_argument_group("street")
     street.add_argument("--speed", type=float, metavar="M/S", help="of the sensor (8)")
-    for name, default in (("moving-cars", 1.5), ("parked-cars", 7), ("trees", 8), ("poles", 6)):
+    for name, default in (("moving-cars", 2), ("parked-cars", 9), ("trees", 14), ("poles", 6)):
         street.add_argument(f"--{name}", type=float, metavar="N", help=f"on 100 m of street ({default})")
     street.add_argument("--buildings", type=float, metavar="SHARE", help="of the street front (0.7)")
 

@@ -81,17 +81,21 @@ class Car:
 class Driver:
     """Something that follows a lane: its metre at time 0, and its speed (negative against the lane's direction).
 
-    Past the end of a lane it goes on at the other end, out of the sensor's sight.
+    Past the end of a lane, out of the sensor's sight, it goes on at the other end where it is ``returning``, and stops
+    there otherwise.
     """
 
     lane: Lane
     start: float
     speed: float
+    returning: bool = False
 
     def pose(self, times: Array) -> tuple[Array, Array, Array]:
         """Return positions on the ground "n 3", headings "n" and climbs "n" in the direction of travel."""
-        low, high = self.lane.span
-        metres = low + np.mod(self.start + self.speed * times - low, high - low)
+        metres = self.start + self.speed * times
+        if self.returning:
+            low, high = self.lane.span
+            metres = low + np.mod(metres - low, high - low)
         position, heading, climb = self.lane.pose(metres)
         return (position, heading + np.pi, -climb) if self.speed < 0 else (position, heading, climb)
 

@@ -29,7 +29,7 @@ class SparseConv(nn.Module):
     def kernel(self) -> Float[Tensor, "k ci co"]:
         """Return the kernel, with the factors of the adapters that act."""
         weight = _effective_weight(self.linear)
-        return weight.unflatten(1, (self.elements, -1)).permute(1, 2, 0).contiguous()
+        return weight.view(len(weight), self.elements, -1).permute(1, 2, 0).contiguous()
 
     def forward(self, x: Float[Tensor, "v ci"], pairs: Pairs) -> Float[Tensor, "w co"]:
         """Return the convolved features."""

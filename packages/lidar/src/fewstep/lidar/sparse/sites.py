@@ -36,7 +36,7 @@ class Pairs(NamedTuple):
         return Pairs(self.adds, self.reads, self.rows_out, self.rows_in, self.center)
 
     @property
-    def count(self) -> int:
+    def products(self) -> int:
         """Return the number of products of a row and a kernel element."""
         return sum(len(rows) for rows in self.reads)
 
@@ -119,8 +119,7 @@ class Sites:
         corner = px + 2 * py + 4 * pz
         order = corner.argsort(stable=True)
         parts = torch.bincount(corner, minlength=8).tolist()
-        reads = order.split(parts)
-        adds = parent[order].split(parts)
+        reads, adds = torch.split(order, parts), torch.split(parent[order], parts)
         return Sites(keys, 2 * self.stride), Pairs(tuple(reads), tuple(adds), len(self), len(keys))
 
 

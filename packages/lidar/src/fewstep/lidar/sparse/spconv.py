@@ -43,7 +43,7 @@ class SpconvBackend:
         return convolve(x, weight, pairs, self._product)
 
     def _product(self, x: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
-        if not (self._computes(x, weight) and pairs.count):
+        if not (self._computes(x, weight) and pairs.products):
             return product(x, weight, pairs)
         table, counts = self._table(pairs)
         kernel = weight.permute(2, 0, 1).contiguous()  # "co k ci"

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from fewstep.core.data.writing import write_text
 from fewstep.core.errors import check
 from fewstep.lidar.view.colours import scale_bytes
-from fewstep.lidar.view.raster import MAX_PANELS, points, shared_look, writing
+from fewstep.lidar.view.limits import MAX_PANELS
+from fewstep.lidar.view.raster import points, shared_look, writing
 
 Array = NDArray[Any]
 

@@ -15,14 +15,12 @@ from PIL import Image, ImageDraw, ImageFont
 from fewstep.core.data.writing import write_whole
 from fewstep.core.errors import UserError, check, nearest
 from fewstep.lidar.view.colours import scale_bytes
+from fewstep.lidar.view.limits import MAX_PANELS, MAX_RANGE, MAX_SIZE, MIN_SIZE, VIEWS
 from fewstep.lidar.view.scene import Camera, Look, PerspectiveCamera, TopCamera, render
 
 Array = NDArray[Any]
 
-VIEWS = ("top", "perspective")
-MAX_PANELS = 12
 MAX_METRES = 1e9  # of a coordinate
-MIN_SIZE, MAX_SIZE = 64, 2048  # pixels across a panel
 PERSPECTIVE_HEIGHT = 0.62  # of its width
 INK, SOFT, PAPER = (32, 36, 44), (102, 112, 133), (255, 255, 255)
 LIGHT, MARK = (214, 220, 230), (255, 122, 69)  # on the pictures
@@ -72,11 +70,14 @@ def shared_look(clouds: Sequence[Array], max_range: float | None = None) -> Look
     The colour scale spans the 1st to the 99th percentile of heights, the ground is the 5th. Without a ``max_range``
     it holds 99 percent of the points.
     """
-    check(max_range is None or 0 < max_range <= 1e4, f"a range of {max_range} m: give one above 0 and up to 10000")
+    check(
+        max_range is None or 0 < max_range <= MAX_RANGE,
+        f"a range of {max_range} m: give one above 0 and up to {MAX_RANGE:g}",
+    )
     filled = [xyz for xyz in clouds if len(xyz)]
     if max_range is None:
         reach = [float(np.percentile(np.hypot(xyz[:, 0], xyz[:, 1]), 99)) for xyz in filled]
-        max_range = min(_round_up(max(1.0, float(np.median(reach)))), 1e4) if reach else 50.0
+        max_range = min(_round_up(max(1.0, float(np.median(reach)))), MAX_RANGE) if reach else 50.0
     inside = [xyz[np.hypot(xyz[:, 0], xyz[:, 1]) <= max_range, 2] for xyz in filled]
     marks = [np.percentile(z, (1, 5, 99)) for z in inside if len(z)]
     low, ground, high = np.median(marks, axis=0) if marks else (-2.0, -1.7, 3.0)

@@ -7,8 +7,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 from fewstep.core.errors import check, nearest
-
-VIEWS = ("top", "perspective")
+from fewstep.lidar.view.limits import MAX_PANELS, MAX_RANGE, MAX_SIZE, MIN_SIZE, VIEWS
 
 
 def _views(text: str) -> tuple[str, ...]:
@@ -20,8 +19,8 @@ def _views(text: str) -> tuple[str, ...]:
 
 
 def _size(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 64 <= int(text) <= 2048:
-        raise ArgumentTypeError(f"'{text}' is not a number of pixels from 64 to 2048")
+    if not (text.isascii() and text.isdigit()) or not MIN_SIZE <= int(text) <= MAX_SIZE:
+        raise ArgumentTypeError(f"'{text}' is not a number of pixels from {MIN_SIZE} to {MAX_SIZE}")
     return int(text)
 
 
@@ -30,8 +29,8 @@ def _range(text: str) -> float:
         metres = float(text)
     except ValueError:
         metres = -1.0
-    if not 0 < metres <= 1e4:
-        raise ArgumentTypeError(f"'{text}' is not a distance above 0 and up to 10000 metres")
+    if not 0 < metres <= MAX_RANGE:
+        raise ArgumentTypeError(f"'{text}' is not a distance above 0 and up to {MAX_RANGE:g} metres")
     return metres
 
 
@@ -53,7 +52,7 @@ def view(args: Namespace) -> None:
     """Draw the files side by side as a PNG and write a page that turns them, and print where they are."""
     from fewstep.lidar.clouds import read_cloud
     from fewstep.lidar.view.html import write_viewer
-    from fewstep.lidar.view.raster import MAX_PANELS, draw_panels
+    from fewstep.lidar.view.raster import draw_panels
 
     files: list[Path] = args.files
     check(len(files) <= MAX_PANELS, f"{len(files)} files: a sheet holds {MAX_PANELS} clouds, name fewer")
