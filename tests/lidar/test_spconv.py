@@ -89,7 +89,10 @@ def test_a_table_is_made_once_and_goes_with_its_map() -> None:
     assert backend._table(pairs.reverse())[0] is not table
     assert torch.equal(backend._table(pairs.reverse())[0], table.flip(0))
     assert len(backend._tables) == 2
-    del pairs
+    others = pairs._replace(adds=tuple(rows.flip(0) for rows in pairs.adds))  # shares what tables are found by
+    assert torch.equal(backend._table(others)[0][0], table[0])
+    assert not torch.equal(backend._table(others)[0][1], table[1])
+    del pairs, others
     gc.collect()
     assert len(backend._tables) == 0
 

@@ -5,7 +5,6 @@ What they do not compute (other dtypes, gradients of weights) plain torch does, 
 
 from __future__ import annotations
 
-import importlib
 import weakref
 from typing import Any
 
@@ -27,14 +26,15 @@ class SpconvBackend:
 
     def __init__(self) -> None:
         try:
-            self._ops: Any = importlib.import_module("spconv.pytorch.ops")
-            self._native: Any = importlib.import_module("spconv.core").ConvAlgo.Native
+            from spconv.core import ConvAlgo
+            from spconv.pytorch import ops
         except ImportError as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"backend spconv: spconv cannot be imported ({line}); `pip install spconv-cu126` (or the one for your "
                 "CUDA version), or leave domain.backend at torch"
             ) from error
+        self._ops, self._native = ops, ConvAlgo.Native
         # tables live as long as the maps they were made of: the key is the first tensor of `reads`
         self._tables: Any = WeakIdKeyDictionary()
 
