@@ -17,7 +17,7 @@ from fewstep.lidar.models.files import CONFIG, describe, save_denoiser, save_ref
 from fewstep.lidar.models.refiner import Refiner
 
 SHIPPED = Path(__file__).parent / "weights"
-USE = "fewstep lidar complete scan.bin --model {folder} -o dense.ply"
+USE = "fewstep lidar complete scan.bin --model THIS_FOLDER -o dense.ply"
 
 
 def shipped(kind: str) -> list[str]:
@@ -74,7 +74,7 @@ def export_denoiser(
     facts = {} if teacher else {"sampling": asdict(plan) | {"extras": dict(plan.extras)}}
     with replacing(folder) as aside:
         save_denoiser(backbone, aside, facts, half=half)
-        (aside / "README.md").write_text(_card(card, folder, plan, teacher), encoding="utf-8")
+        (aside / "README.md").write_text(_card(card, plan, teacher), encoding="utf-8")
 
 
 def export_refiner(refiner: Refiner, folder: Path, card: Mapping[str, Any], *, half: bool = False) -> None:
@@ -85,8 +85,7 @@ def export_refiner(refiner: Refiner, folder: Path, card: Mapping[str, Any], *, h
         (aside / "README.md").write_text(text + facts_table(card), encoding="utf-8")
 
 
-def _card(card: Mapping[str, Any], folder: Path, plan: StepPlan, teacher: bool) -> str:
+def _card(card: Mapping[str, Any], plan: StepPlan, teacher: bool) -> str:
     steps = "one step" if len(plan.times) == 1 else f"{len(plan.times)} steps"
-    what = "A teacher: sample it in 50 steps with guidance." if teacher else f"A student made for {steps}."
-    use = USE.format(folder=folder)
-    return f"# {card.get('name', 'student')}\n\n{what}\n\n    {use}\n\n| | |\n|---|---|\n{facts_table(card)}"
+    what = "A teacher: sample it in 50 steps." if teacher else f"A student made for {steps}."
+    return f"# {card.get('name', 'student')}\n\n{what}\n\n    {USE}\n\n| | |\n|---|---|\n{facts_table(card)}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from fewstep.core.errors import UserError, check
@@ -43,7 +43,7 @@ def _save(module: nn.Module, folder: Path, description: Mapping[str, Any], half:
         name: (value.half() if half and value.ndim > 1 else value).detach().cpu().contiguous()
         for name, value in module.state_dict().items()
     }
-    save_file(tensors, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(save(tensors))  # save_file would let nobody else read it
     (folder / CONFIG).write_text(json.dumps({"format": 1, **description}, indent=2) + "\n", encoding="utf-8")
 
 
