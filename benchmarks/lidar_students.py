@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ import numpy as np
 import torch
 
 from fewstep.core.report.tables import table
+from fewstep.lidar.artefacts import find_network
 from fewstep.lidar.completion import Completer, CompletionConfig
 from fewstep.lidar.data.crops import ground_truth
 from fewstep.lidar.data.maps import build_map
 from fewstep.lidar.data.sequence import open_sequence
 from fewstep.lidar.metrics.scores import Scores
+from fewstep.lidar.models.files import load_refiner
+from fewstep.lidar.models.refiner import Refiner
 from fewstep.lidar.simulator.config import SensorConfig, StreetConfig
 from fewstep.lidar.simulator.sequence import simulate_sequence
 
@@ -46,21 +50,36 @@ def scenes(drives: int, per_drive: int, max_range: float) -> list[Scene]:
     return found
 
 
-def row(name: str, completer: Completer | None, steps: int, data: list[Scene], max_range: float) -> dict[str, Any]:
-    """Return the numbers of one sampler."""
-    scores, seconds, evaluations = Scores(emd_points=0), list[float](), 0
+def rows_of(
+    name: str, completer: Completer | None, data: list[Scene], max_range: float, refiner: Refiner | None = None
+) -> list[dict[str, Any]]:
+    """Return the numbers of one sampler, and of the same scenes refined."""
+    plain, refined = (Scores(emd_points=0), list[float]()), (Scores(emd_points=0), list[float]())
+    evaluations = 0
     for scan, truth in data:
         if completer is None:
-            scores.update(scan[np.linalg.norm(scan, axis=1) < max_range], truth)
+            plain[0].update(scan[np.linalg.norm(scan, axis=1) < max_range], truth)
             continue
         done = completer(scan)
-        scores.update(done.points, truth)
-        seconds.append(done.total)
+        plain[0].update(done.points, truth)
+        plain[1].append(done.total)
         evaluations = done.evaluations
+        if refiner is not None:
+            since = time.perf_counter()
+            with torch.no_grad():
+                more = refiner(torch.from_numpy(done.points)[None])[0].numpy()
+            refined[1].append(done.total + time.perf_counter() - since)
+            refined[0].update(more, truth)
+    steps = completer.steps if completer is not None else ""
+    made = [_row(name, steps, evaluations, *plain)]
+    return made if refiner is None else [*made, _row(f"{name}, refined", steps, evaluations, *refined)]
+
+
+def _row(name: str, steps: int | str, evaluations: int, scores: Scores, seconds: list[float]) -> dict[str, Any]:
     found = {one.name: one.mean for one in scores.rows()}
     return {
         "sampler": name,
-        "steps": steps or "",
+        "steps": steps,
         "evaluations": evaluations or "",
         "CD, m": round(found["chamfer_m"], 4),
         "JSD BEV": round(found["jsd_bev"], 4),
@@ -80,10 +99,10 @@ def main() -> None:
     parser.add_argument("--students", nargs="*", default=["streets-student"])
     parser.add_argument("--steps", default="8,4,2,1")
     parser.add_argument("--refiner", default="")
-    parser.add_argument("--drives", type=int, default=3)
+    parser.add_argument("--drives", type=int, default=2)
     parser.add_argument("--per-drive", type=int, default=2)
-    parser.add_argument("--points", type=int, default=28_800)
-    parser.add_argument("--max-range", type=float, default=20.0)
+    parser.add_argument("--points", type=int, default=90_000)
+    parser.add_argument("--max-range", type=float, default=35.0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -91,16 +110,17 @@ def main() -> None:
     data = scenes(args.drives, args.per_drive, args.max_range)
     truth = sum(len(scene) for _, scene in data) / len(data)
     print(f"{len(data)} scans, {truth:,.0f} points of truth each, {args.points:,} points made, {args.threads} threads")
-    rows = [row("the scan itself", None, 0, data, args.max_range)]
+    rows = rows_of("the scan itself", None, data, args.max_range)
+    refiner = load_refiner(find_network(args.refiner, "refiner")) if args.refiner else None
     plan = [(args.teacher, int(k)) for k in args.teacher_steps.split(",")]
     plan += [(name, int(k)) for name in args.students for k in args.steps.split(",")]
     for name, steps in plan:
         scale = args.guidance if name == args.teacher else 1.0
         config = CompletionConfig(steps=steps, points=args.points, max_range=args.max_range, guidance_scale=scale)
-        for refiner in dict.fromkeys(("", args.refiner)):
-            label = Path(name).name + (", refined" if refiner else "")
-            rows.append(row(label, Completer(name, config, refiner=refiner), steps, data, args.max_range))
-            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+        made = rows_of(Path(name).name, Completer(name, config), data, args.max_range, refiner)
+        rows += made
+        for one in made:
+            print("  ".join(f"{key} {value}" for key, value in one.items()), flush=True)
     print(f"\n{table(rows)}")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
