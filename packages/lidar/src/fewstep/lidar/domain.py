@@ -51,7 +51,9 @@ class LidarDomain:
         if config.student == "refiner":
             return self._refiner(config, specs, seed, device)
         if config.train_encoder and any(config.roles.mode_of(spec.name) == "lora" for spec in specs):
-            raise UserError("domain.train_encoder: LoRA roles share the frozen encoder; set it to false, or roles.mode full")
+            raise UserError(
+                "domain.train_encoder: LoRA roles share the frozen encoder; set it to false, or roles.mode full"
+            )
         teacher, origin = self._teacher(config, specs, seed)
         train, held = load_scenes(config.data)
         shown = ShownScenes(held, seed)

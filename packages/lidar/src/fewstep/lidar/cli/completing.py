@@ -101,7 +101,9 @@ def _many(args: Namespace, sequence: Sequence) -> None:
     numbers = range(len(sequence))[:: args.every]
     names = Counter(sequence.stem(i) for i in numbers)
     twice = [name for name, times in names.items() if times > 1]
-    check(not twice, f"{sequence.folder}: several scans are called {', '.join(twice[:NAMED])}; rename them, or move them")
+    check(
+        not twice, f"{sequence.folder}: several scans are called {', '.join(twice[:NAMED])}; rename them, or move them"
+    )
     waiting = [i for i in numbers if args.force or not (out / f"{sequence.stem(i)}.{args.format}").exists()]
     there = len(numbers) - len(waiting)
     if not waiting:
