@@ -20,6 +20,7 @@ from fewstep.core.process import EDM, VP, LocalOffset
 from fewstep.core.recipe import Actors, Batch
 from fewstep.core.recipes.distillation_dpo import DistillationDPO, DistillationDPOConfig
 from fewstep.core.recipes.generator import FakeScoreConfig
+from fewstep.core.recipes.rollout import Sample
 from fewstep.core.rng import Rng
 from fewstep.lidar.recipes.scorelidar import ScoreLiDAR, ScoreLiDARConfig
 
@@ -143,7 +144,7 @@ def points(*shape: int, seed: int) -> torch.Tensor:
 
 
 COUNT = 90
-BATCH = Batch(2, {"base": points(2, COUNT, seed=1), "scan": points(2, 9, seed=2)}, points(2, COUNT, seed=3))
+BATCH = Batch(2, {"scan": points(2, 9, seed=2)}, points(2, COUNT, seed=3))
 KEYS = {"key_share": 0.5, "neighbours": 8}
 
 
@@ -196,11 +197,11 @@ def test_it_is_the_better_of_two_twins_bit_for_bit():
     assert DistillationDPOConfig().fake == ScoreLiDARConfig().fake
 
 
-def test_the_geometric_terms_are_those_of_base_and_sample():
+def test_the_geometric_terms_are_those_of_sample_and_scene():
     recipe, x0, _, _ = parts()
     recipe = recipe_of(**KEYS)
     terms = recipe.loss("student", BATCH, rng_of(), 0)
-    made, scene = BATCH.cond["base"] + x0, BATCH.cond["base"] + BATCH.x0
+    made, scene = x0, BATCH.x0
     assert_close(terms.terms["scene"], scene_loss(made, scene))
     keys = select_key_points(scene, rng_of().uniform("key_points", (COUNT,)), share=0.5, k=8)
     assert_close(terms.terms["point"], structural_loss(made, scene, keys))
@@ -227,9 +228,7 @@ def test_the_loss_and_its_gradient_are_affine_in_both_weights():
 
 def test_the_rows_of_the_complete_scene_do_not_matter():
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(5))
-    base = torch.zeros_like(BATCH.cond["base"])
-    scene = points(2, COUNT, seed=3)
-    batches = [Batch(2, {**BATCH.cond, "base": base}, x0) for x0 in (scene, scene[:, order])]
+    batches = [Batch(2, BATCH.cond, x0) for x0 in (BATCH.x0, BATCH.x0[:, order])]
     nearest = recipe_of(point_weight=0.0)
     values = [nearest.loss("student", batch, rng_of(), 0).terms["scene"] for batch in batches]
     assert_close(values[0], values[1], rtol=1e-12, atol=0)
@@ -247,12 +246,11 @@ def test_guidance_of_the_teacher_is_what_the_student_learns():
 
 
 def test_what_the_geometry_needs_is_asked_for():
-    bare = Batch(2, {"scan": BATCH.cond["scan"]}, BATCH.x0)
-    with pytest.raises(UserError, match=r"cond\['base'\]"):
-        recipe_of(**KEYS).loss("student", bare, rng_of(), 0)
     with pytest.raises(UserError, match="'scorelidar' needs clean samples"):
         recipe_of(**KEYS).loss("student", Batch(2, BATCH.cond), rng_of(), 0)
-    assert recipe_of(**PLAIN).loss("student", Batch(2, bare.cond), rng_of(), 0).total().isfinite().all()
+    assert recipe_of(**PLAIN).loss("student", Batch(2, BATCH.cond), rng_of(), 0).total().isfinite().all()
+    with pytest.raises(UserError, match=r"need points \[b, n, 3\], and samples here are \[2, 270\]"):
+        recipe_of(**KEYS).geometry(Sample(BATCH.x0.flatten(1), BATCH.cond), BATCH, rng_of())
     assert "point" not in recipe_of(point_weight=0.0).loss("student", BATCH, rng_of(), 0).terms
 
 

@@ -67,7 +67,8 @@ class CompletionConfig:
         )
         check(
             0 <= self.min_range < self.max_range <= 1000,
-            f"ranges need 0 <= min < max <= 1000 metres, got {self.min_range:g} and {self.max_range:g}",
+            f"--max-range must be above the {self.min_range:g} m left out around the sensor, and at most 1000, "
+            f"got {self.max_range:g}",
         )
 
 

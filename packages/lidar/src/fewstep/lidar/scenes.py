@@ -52,7 +52,8 @@ class Scenes:
     def map_of(self, drive: int) -> Float32:
         """Return the map of a sequence; the ones used last stay in memory."""
         if drive not in self._maps:
-            self._maps[drive] = load_map(map_file(self.sequences[drive].folder, self.config.map_voxel))
+            folder, simulated = self.sequences[drive].folder, self.config.source == "simulated"
+            self._maps[drive] = load_map(map_file(folder, self.config.map_voxel) if simulated else folder)
             while len(self._maps) > MAPS:
                 self._maps.popitem(last=False)
         self._maps.move_to_end(drive)

@@ -42,7 +42,7 @@ class LidarDataConfig:
     held out. ``points``: of a scene, a multiple of ``tiling``; the scan is thinned to ``points / tiling``.
     ``min_range``, ``max_range`` and ``min_z`` in metres. ``window``: with it a sample is what lies within so many
     metres of a random place, horizontally (0: the whole scene). ``augment``: joint rotation, scale and flip.
-    ``map_voxel``: of the aggregated scene, metres.
+    ``map_voxel``: of the aggregated scene, metres, where it is simulated.
     """
 
     source: Literal["simulated", "semantickitti", "kitti-raw", "nuscenes", "folder"] = "simulated"
@@ -77,6 +77,10 @@ class LidarDataConfig:
         check(
             0 <= self.window <= self.max_range,
             f"domain.data.window must lie in 0..max_range={self.max_range:g} metres, got {self.window:g}",
+        )
+        check(
+            self.source == "simulated" or self.map_voxel == 0.1,
+            "domain.data.map_voxel belongs to simulated data: `fewstep lidar build-maps --voxel` decides for real data",
         )
         check(0.01 <= self.map_voxel <= 10, f"domain.data.map_voxel must lie in 0.01..10 m, got {self.map_voxel:g}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import tempfile
 from argparse import Namespace
 from collections import defaultdict
 from pathlib import Path
@@ -33,6 +34,8 @@ def evaluate(args: Namespace) -> None:
     sequence = open_sequence(args.sequence, args.layout, args.fields)
     points = load_map(args.map or sequence.folder)
     sequence.pose(0)  # now, and not after the network has been loaded
+    if args.json:
+        _can_write(args.json)
     chosen = list(range(len(sequence))[:: args.every])[: args.scans]
     scores, seconds = Scores(emd_points=args.emd_points, legacy=args.legacy), defaultdict[str, list[float]](list)
     completer = None if args.model == NOTHING else completer_of(args)
@@ -66,7 +69,8 @@ def report(args: Namespace, scores: Scores, timing: dict[str, float], evaluation
         {"number": row.name, "mean": row.mean, "std": "" if row.std is None else f"{row.std:.4g}", "better": row.better}
         for row in scores.rows()
     ]
-    print(f"{about}\n{len(scores.scans)} scans of {args.sequence}\n\n{table(rows)}")
+    number = len(scores.scans)
+    print(f"{about}\n{number} scan{'s' * (number > 1)} of {args.sequence}\n\n{table(rows)}")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if timing:
         stages = ", ".join(f"{stage} {took:.3f}" for stage, took in timing.items() if stage != "all")
@@ -85,6 +89,16 @@ def _machine(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} threads of a {platform.machine()} CPU"
+
+
+def _can_write(path: Path) -> None:
+    """Raise UserError when a file cannot be written: now, and not after hours of work."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"--json {path}: cannot be written ({error.strerror}); choose another file") from error
 
 
 def _write(path: Path, text: str) -> None:

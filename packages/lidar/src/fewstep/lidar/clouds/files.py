@@ -43,7 +43,9 @@ def read_cloud(path: str | Path, fields: Sequence[str] | None = None, *, drop_in
         return cloud
     bad = int((~valid).sum())
     check(
-        drop_invalid, f"{file}: {bad} of {len(cloud)} points have a NaN or infinite coordinate; drop_invalid drops them"
+        drop_invalid,
+        f"{file}: {bad} of {len(cloud)} points have a NaN or infinite coordinate; --drop-invalid (drop_invalid=True) "
+        "leaves them out",
     )
     check(bad < len(cloud), f"{file}: no point with finite coordinates; leave it out")
     return cloud.take(valid)
