@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PRODUCTS = 1 << 16  # of a block: with 64 channels in float32, 8 MiB
+PRODUCTS = 1 << 14  # of a block: with 16 channels in float32, 1 MiB
 
 
 class Block(NamedTuple):
@@ -32,12 +32,12 @@ class Block(NamedTuple):
         return self._replace(counts=tuple((elements - 1 - k, count) for k, count in self.counts))
 
 
-def make_blocks(reads: Sequence[Tensor], adds: Sequence[Tensor], rows: int, products: int = PRODUCTS) -> list[Block]:
-    """Return blocks of about so many ``products``, over all ``rows`` of the result; the rows of elements as in Pairs."""
+def make_blocks(reads: Sequence[Tensor], adds: Sequence[Tensor], rows: int) -> list[Block]:
+    """Return blocks of about :data:`PRODUCTS` products over all ``rows`` of the result; ``reads``, ``adds`` as in Pairs."""
     k = len(reads)
     read, add = torch.cat(list(reads)).int(), torch.cat(list(adds)).int()
     sizes = torch.tensor([len(own) for own in adds], device=add.device)
-    number = max(1, -(-len(add) // products))
+    number = max(1, -(-len(add) // PRODUCTS))
     step = max(1, -(-rows // number))
     # the element as the lower digit: a stable sort keeps the rows of an element in order
     place = torch.arange(k, device=add.device).repeat_interleave(sizes) + add // step * k
