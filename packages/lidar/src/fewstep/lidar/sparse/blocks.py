@@ -33,7 +33,7 @@ class Block(NamedTuple):
 
 
 def make_blocks(reads: Sequence[Tensor], adds: Sequence[Tensor], rows: int) -> list[Block]:
-    """Return blocks of about :data:`PRODUCTS` products over all ``rows`` of the result; ``reads``, ``adds`` as in Pairs."""
+    """Return blocks of about :data:`PRODUCTS` products over all ``rows`` of the result; the others as in Pairs."""
     k = len(reads)
     read, add = torch.cat(list(reads)).int(), torch.cat(list(adds)).int()
     sizes = torch.tensor([len(own) for own in adds], device=add.device)
