@@ -35,14 +35,14 @@ def _by_elements(x: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
 
 
 def _by_blocks(x: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
-    """Products are summed row by row while a block of them is in the cache: a third of what scattering takes."""
+    """Products are summed row by row while a block of them is in the cache, which takes less than scattering."""
     out = x.new_empty(pairs.rows_out, weight.shape[2])
     kernel = weight.unbind(0)
     for block in pairs.blocks:
         rows = x.index_select(0, block.reads)
         made = rows.new_empty(len(rows), weight.shape[2])
         sizes = [count for _, count in block.counts]
-        for (k, _), part, into in zip(block.counts, rows.split(sizes), made.split(sizes), strict=True):
+        for (k, _), part, into in zip(block.counts, torch.split(rows, sizes), torch.split(made, sizes), strict=True):
             torch.mm(part, kernel[k], out=into)
         wide = made.float() if x.dtype in HALF else made
         total = nn.functional.embedding_bag(block.order, wide, block.firsts, mode="sum", include_last_offset=True)
@@ -77,7 +77,8 @@ def _weight_gradient_by_blocks(x: Tensor, grad: Tensor, pairs: Pairs) -> Tensor:
         kernel[pairs.center].add_(x.T @ grad)
     for block in pairs.blocks:
         sizes = [count for _, count in block.counts]
-        left, right = x.index_select(0, block.reads).split(sizes), grad.index_select(0, block.adds).split(sizes)
+        left = torch.split(x.index_select(0, block.reads), sizes)
+        right = torch.split(grad.index_select(0, block.adds), sizes)
         for (k, _), a, b in zip(block.counts, left, right, strict=True):
             if half:
                 kernel[k].add_(a.T @ b)
