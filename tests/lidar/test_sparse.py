@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.errors import UserError
+from fewstep.lidar.sparse import blocks, ops
 from fewstep.lidar.sparse.backend import TorchBackend, find_backend, using_backend
 from fewstep.lidar.sparse.layers import ConvNorm, ResidualBlock, SparseConv, VoxelNorm
 from fewstep.lidar.sparse.ops import convolve
@@ -107,6 +108,23 @@ def test_gradients_of_gradients() -> None:
     _, pairs = sites.coarser
     small = torch.randn(8, 2, 3, generator=generator(16), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda a, b: convolve(a, b, pairs), (x, small))
+
+
+@pytest.mark.parametrize("products", [5, 60, 1 << 20])
+def test_blocks_of_any_size_hold_the_same_sums(products: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "PRODUCTS", products)
+    sites = occupied(0.1, 27)
+    _, down = sites.coarser
+    alone = Sites(sites.keys[:1]).neighbours  # a centre and nothing else
+    for pairs in (sites.neighbours, sites.neighbours.reverse(), down, down.reverse(), alone):
+        x = torch.randn(pairs.rows_in, 3, generator=generator(28), dtype=torch.float64)
+        grad = torch.randn(pairs.rows_out, 4, generator=generator(29), dtype=torch.float64)
+        kernel = torch.randn(len(pairs.reads), 3, 4, generator=generator(30), dtype=torch.float64)
+        torch.testing.assert_close(ops._by_blocks(x, kernel, pairs), ops._by_elements(x, kernel, pairs))
+        rows = zip(pairs.reads, pairs.adds, strict=True)
+        wanted = torch.stack([x[reads].T @ grad[adds] for reads, adds in rows])
+        torch.testing.assert_close(ops._weight_gradient(x, grad, pairs), wanted)
+    assert (len(sites.neighbours.blocks) > 1) == (products < 100)
 
 
 def test_neighbour_offsets_are_counted_x_first() -> None:

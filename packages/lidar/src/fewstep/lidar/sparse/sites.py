@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fewstep.core.errors import check
+from fewstep.lidar.sparse.blocks import Block, make_blocks
 
 BITS = 18  # per axis: +-131,072 voxels, 6.5 km at 5 cm; the 9 bits above them count the batch
 HALF = 1 << (BITS - 1)
@@ -19,10 +20,13 @@ SHIFTS = (2 * BITS, BITS, 0)
 MOST = 1 << (62 - 3 * BITS)
 
 
-class Pairs(NamedTuple):
-    """For every kernel element the rows it reads and the rows it adds to; ``center`` reads and adds to every row.
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """For every kernel element the rows it reads and the rows it adds to.
 
-    ``reads[k]``, ``adds[k]``: "p_k"; no row occurs twice in one of them, but for ``adds`` of coarser voxels.
+    ``reads[k]``, ``adds[k]``: "p_k"; no row occurs twice in one of them. ``center``: the element that reads and adds to
+    every row, in kernels that are their own mirror image: the last element reads where the first adds, and so on.
+    ``flipped``: made by :meth:`reverse`.
     """
 
     reads: tuple[Tensor, ...]
@@ -30,15 +34,33 @@ class Pairs(NamedTuple):
     rows_in: int
     rows_out: int
     center: int | None = None
+    flipped: bool = False
+    _blocks: dict[bool, list[Block]] = field(default_factory=dict, repr=False)  # one table for both directions
 
     def reverse(self) -> Pairs:
         """Return the adjoint's pairs: reading and adding change places."""
-        return Pairs(self.adds, self.reads, self.rows_out, self.rows_in, self.center)
+        return Pairs(self.adds, self.reads, self.rows_out, self.rows_in, self.center, not self.flipped, self._blocks)
 
     @property
     def products(self) -> int:
         """Return the number of products of a row and a kernel element."""
         return sum(len(rows) for rows in self.reads)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All products but the centre's, in blocks; made when first asked for."""
+        if self.flipped not in self._blocks:
+            there = self._blocks.get(not self.flipped)
+            if self.center is not None and there is not None:
+                made = [block.mirrored(len(self.reads)) for block in there]
+            else:
+                reads, adds = (
+                    [own[:0] if k == self.center else own for k, own in enumerate(rows)]
+                    for rows in (self.reads, self.adds)
+                )
+                made = make_blocks(reads, adds, self.rows_out)
+            self._blocks[self.flipped] = made
+        return self._blocks[self.flipped]
 
 
 def pack(coords: Int[Tensor, "n 3"], sample: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
