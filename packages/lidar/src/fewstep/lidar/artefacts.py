@@ -17,6 +17,7 @@ from fewstep.lidar.models.files import CONFIG, describe, save_denoiser, save_ref
 from fewstep.lidar.models.refiner import Refiner
 
 SHIPPED = Path(__file__).parent / "weights"
+TEACHERS = ("diffusion", "lidiff", "diffusion-dpo")  # recipes whose networks are sampled in many steps
 USE = "fewstep lidar complete scan.bin --model THIS_FOLDER -o dense.ply"
 
 
@@ -60,12 +61,14 @@ def sampling_of(folder: Path) -> tuple[StepPlan | None, float]:
 
 
 def export_denoiser(
-    student: Denoiser, plan: StepPlan, folder: Path, card: Mapping[str, Any], *, teacher: bool, half: bool = False
+    student: Denoiser, plan: StepPlan, folder: Path, card: Mapping[str, Any], *, half: bool = False
 ) -> None:
     """Write a student, or a teacher, as ``model.json``, ``model.safetensors`` and a card, replacing what was there.
 
-    LoRA factors are merged. Raises UserError for a student whose views a plain sampler does not know.
+    LoRA factors are merged; matrices are in float16 when ``half``. What a teacher's recipe made gets no plan: a solver
+    samples it. Raises UserError for a student whose views a plain sampler does not know.
     """
+    teacher = card.get("recipe") in TEACHERS
     denoiser, plan, scaling = unwrap(student, plan)
     backbone = merge(denoiser.backbone)
     if not isinstance(backbone, LidarBackbone):
@@ -77,8 +80,10 @@ def export_denoiser(
         (aside / "README.md").write_text(_card(card, plan, teacher), encoding="utf-8")
 
 
-def export_refiner(refiner: Refiner, folder: Path, card: Mapping[str, Any], *, half: bool = False) -> None:
-    """Write a refiner with a card, replacing what was there."""
+def export_refiner(
+    refiner: Refiner, plan: StepPlan, folder: Path, card: Mapping[str, Any], *, half: bool = False
+) -> None:
+    """Write a refiner with a card, replacing what was there; its plan is a single evaluation."""
     with replacing(folder) as aside:
         save_refiner(refiner, aside, half=half)
         text = f"# {card.get('name', 'refiner')}\n\nMakes {refiner.up_factor} points of each.\n\n| | |\n|---|---|\n"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.denoiser import Cond, Denoiser, NetworkDenoiser
+from fewstep.core.denoiser import Cond, NetworkDenoiser
 from fewstep.core.domain import Problem
 from fewstep.core.errors import UserError, check
 from fewstep.core.networks.freezing import freeze
 from fewstep.core.networks.roles import build_roles
 from fewstep.core.process import Process
-from fewstep.core.recipe import Actors, Batch, RoleSpec, StepPlan
+from fewstep.core.recipe import Actors, Batch, RoleSpec
 from fewstep.core.rng import Rng
 from fewstep.lidar.artefacts import export_denoiser, export_refiner, find_network
 from fewstep.lidar.judging import judges
@@ -29,7 +29,6 @@ from fewstep.lidar.settings import LidarConfig
 from fewstep.lidar.shown import ShownScenes
 from fewstep.lidar.view.preview import bev_rows
 
-TEACHERS = ("diffusion", "diffusion-dpo")  # recipes whose networks are sampled in many steps, by a solver
 NO_SHAPES = "the lidar networks cannot be followed without data: how many voxels are occupied decides what they take"
 
 
@@ -74,12 +73,6 @@ class LidarDomain:
             if isinstance(module, nn.Module):
                 module.to(device)
 
-        def export(student: Denoiser, plan: StepPlan, folder: Path, card: Mapping[str, Any]) -> None:
-            export_denoiser(student, plan, folder, card, teacher=card["recipe"] in TEACHERS)
-
-        def export_half(student: Denoiser, plan: StepPlan, folder: Path, card: Mapping[str, Any]) -> None:
-            export_denoiser(student, plan, folder, card, teacher=card["recipe"] in TEACHERS, half=True)
-
         actors = Actors(dict(roles), teacher.process, (config.data.points, 3), judges=judges(config.judge_points))
         return Problem(
             actors=actors,
@@ -87,8 +80,8 @@ class LidarDomain:
             conditions=lambda n, _seed: _to(shown.conditions(n), device),
             evaluate=shown.evaluate,
             render=bev_rows,
-            export=export,
-            export_as={"half": export_half},
+            export=export_denoiser,
+            export_as={"half": partial(export_denoiser, half=True)},
             notes={"teacher": origin, "metric": shown.protocol},
         )
 
@@ -115,12 +108,6 @@ class LidarDomain:
         def generate(batch: Batch, rng: Rng) -> tuple[Tensor, Cond]:
             return refiner(batch.cond["points"]), batch.cond
 
-        def export(student: Any, plan: StepPlan, folder: Path, card: Mapping[str, Any]) -> None:
-            export_refiner(student, folder, card)
-
-        def export_half(student: Any, plan: StepPlan, folder: Path, card: Mapping[str, Any]) -> None:
-            export_refiner(student, folder, card, half=True)
-
         shape = (config.data.points * config.refiner.up_factor, 3)
         return Problem(
             actors=Actors({"student": refiner}, scene_process(), shape, generate),
@@ -128,8 +115,8 @@ class LidarDomain:
             conditions=lambda n, _seed: _to(shown.conditions(n), device),
             evaluate=shown.evaluate,
             render=bev_rows,
-            export=export,
-            export_as={"half": export_half},
+            export=export_refiner,
+            export_as={"half": partial(export_refiner, half=True)},
             notes={"metric": shown.protocol},
         )
 
