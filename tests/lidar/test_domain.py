@@ -57,7 +57,7 @@ def test_memory_is_not_planned_without_data(name, capsys):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (("domain.data.pionts=400",), "did you mean 'points'"),
+        (("domain.data.pionts=400",), "data.points'"),
         (("domain.data.points=405",), "multiple of tiling"),
         (("domain.data.source=kitti",), "domain.data.source"),
         (("domain.data.simulation.sensor.beams=0",), "beams=0 must be a whole number"),
