@@ -87,7 +87,7 @@ METHODS = {
     ),
     "diffusion-dpo": ("diffusion-dpo", ("recipe.solver_steps=2",), {"student"}),
     "dmd2": ("dmd2", (), {"student", "fake_score"}),
-    "consistency": ("consistency", (), {"student", "target"}),
+    "consistency": ("consistency", (), {"student"}),
     "sid": ("sid", (), {"student", "fake_score"}),
 }
 
