@@ -47,9 +47,8 @@ def table() -> str:
 
     cells = {domain: cells_of(domain) for domain in DOMAINS}
     lines = ["| recipe | paper | " + " | ".join(DOMAINS) + " |", "|---|---|" + "---|" * len(DOMAINS)]
-    for name, (module, _) in sorted(BUILT_IN.items()):
-        if name == "diffusion" or not module.startswith("fewstep."):  # tests register toys of their own
-            continue
+    built_in = {name for name, (module, _) in BUILT_IN.items() if module.startswith("fewstep.")}  # tests add toys
+    for name in sorted(built_in.union(*cells.values()) - {"diffusion"}):
         row = [f"`{name}`", f"[{find_recipe(name).paper}](https://arxiv.org/abs/{find_recipe(name).paper})"]
         for domain in DOMAINS:
             cell = cells[domain].get(name)
@@ -65,12 +64,12 @@ def with_table(readme: str) -> str:
     return f"{before}{START}\n{table()}\n{END}{after}"
 
 
-def frechet(evaluation: Path) -> dict[str, dict[int, float]]:
-    """Return the Frechet distances ``{student | teacher: {steps: value}}`` in an evaluation's JSON."""
+def measured(evaluation: Path, measure: str = "frechet") -> dict[str, dict[int, float]]:
+    """Return the numbers ``{student | teacher: {steps: value}}`` of one measure in an evaluation's JSON."""
     found: dict[str, dict[int, float]] = {"student": {}, "teacher": {}}
     rows: list[dict[str, Any]] = json.loads(evaluation.read_text())["rows"]
     for row in rows:
-        found[str(row["sampler"]).split(",")[0]][int(row["steps"])] = float(row["frechet"])
+        found[str(row["sampler"]).split(",")[0]][int(row["steps"])] = float(row[measure])
     return found
 
 

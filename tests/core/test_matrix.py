@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from matrix import Cell, frechet
+from matrix import Cell, measured
 
 from fewstep.core.cli.main import main
 
@@ -34,6 +34,6 @@ def test_a_short_training_beats_the_teacher_at_the_same_steps(recipe, tmp_path):
     counts = ",".join(map(str, cell.steps))
     assert main(train) == 0
     assert main(["image", "eval", str(run), "-n", "600", "--steps", counts, "--teacher-steps", counts]) == 0
-    found = frechet(run / "evaluation.json")
+    found = measured(run / "evaluation.json")
     for steps in cell.steps:
         assert found["student"][steps] < 0.8 * found["teacher"][steps]
