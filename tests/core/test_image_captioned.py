@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from matrix import frechet
+from matrix import measured
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -103,5 +103,5 @@ def test_students_trained_for_a_short_time_beat_the_teacher_at_their_number_of_s
     short = ("train.steps=80", "train.eval_every=0", "train.preview_every=0", "train.ema.decay=0.9")
     assert main(["image", "train", "--config", f"{method}-{NAME}", "--out", str(run), *short]) == 0
     assert main(["image", "eval", str(run), "-n", "600", "--teacher-steps", f"{steps}"]) == 0
-    found = frechet(run / "evaluation.json")
+    found = measured(run / "evaluation.json")
     assert found["student"][steps] < 0.8 * found["teacher"][steps]

@@ -85,7 +85,21 @@ def test_one_domain_alone(requirements, checkout, environment, tmp_path):
     assert "lidar" in listed.stdout
     assert "threed" not in listed.stdout
 
-    honest = run(environment / "fewstep-lidar", cwd=tmp_path)
-    assert honest.returncode == 2
-    assert honest.stderr.count("\n") == 1
-    assert "no recipes yet" in honest.stderr
+    street = ("simulate", "streets", "--scans", "1", "--beams", "16", "--azimuth-step", "1")
+    simulated = run(environment / "fewstep-lidar", *street, cwd=tmp_path)
+    assert simulated.returncode == 0, simulated.stderr
+    scan = "streets/sequences/00/velodyne/000000.bin"
+    completed = run(
+        environment / "fewstep",
+        "lidar",
+        "complete",
+        scan,
+        "-o",
+        "dense.ply",
+        "--points",
+        "5000",
+        "--refine",
+        cwd=tmp_path,
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert (tmp_path / "dense.ply").stat().st_size > 50_000
