@@ -1,1 +1,1 @@
-"""The lidar domain of fewstep: installed and listed, no recipes yet."""
+"""The lidar domain of fewstep: scans in, complete scenes out, in few steps."""
