@@ -9,7 +9,6 @@ from fewstep.core.cli.verbs import counts, positive, takes_settings
 from fewstep.core.verb import Verb
 from fewstep.lidar.data.verb import BUILD_MAPS, names_in
 from fewstep.lidar.models.verb import convert, convert_arguments
-from fewstep.lidar.simulator.verb import simulate, simulate_arguments
 from fewstep.lidar.view.verb import view, view_arguments
 
 METHODS = ("scorelidar", "distillation-dpo", "diffusion-dpo", "dmd2", "consistency", "sid")
@@ -160,6 +159,18 @@ def _eval(args: Namespace) -> None:
     evaluate(args)
 
 
+def _simulate_arguments(parser: ArgumentParser) -> None:
+    from fewstep.lidar.simulator.verb import simulate_arguments  # its package loads numpy
+
+    simulate_arguments(parser)
+
+
+def _simulate(args: Namespace) -> None:
+    from fewstep.lidar.simulator.verb import simulate
+
+    simulate(args)
+
+
 VERBS = {
     "demo": Verb("train a one-step student on simulated streets in minutes, and draw it", _demo_arguments, _demo),
     "sample": Verb("draw completions of a run's student from above", _sample_arguments, _sample),
@@ -172,7 +183,7 @@ VERBS = {
     ),
     "distill": Verb("train a few-step student of a teacher and export it", _distill_arguments, _train),
     "view": Verb("draw clouds side by side, and write a page that turns them", view_arguments, view),
-    "simulate": Verb("write drives through simulated streets, in SemanticKITTI's layout", simulate_arguments, simulate),
+    "simulate": Verb("write drives through simulated streets, in SemanticKITTI's layout", _simulate_arguments, _simulate),
     "build-maps": BUILD_MAPS,
     "convert": Verb("turn a released checkpoint into a network of this package", convert_arguments, convert),
 }
