@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -171,3 +173,8 @@ def test_the_network_takes_scans_of_any_place_and_a_batch():
         together = denoiser.eps(cond["anchor"], torch.tensor([5.0, 500.0]), cond)
         alone = denoiser.eps(cond["anchor"][1:], torch.tensor([500.0]), {k: v[1:] for k, v in cond.items()})
     assert_close(alone[0], together[1], rtol=0, atol=1e-5)
+
+
+def test_listing_the_commands_loads_no_library():
+    code = "import sys, fewstep.lidar.verbs; print(sorted({'numpy', 'torch', 'scipy', 'PIL'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -183,7 +183,9 @@ VERBS = {
     ),
     "distill": Verb("train a few-step student of a teacher and export it", _distill_arguments, _train),
     "view": Verb("draw clouds side by side, and write a page that turns them", view_arguments, view),
-    "simulate": Verb("write drives through simulated streets, in SemanticKITTI's layout", _simulate_arguments, _simulate),
+    "simulate": Verb(
+        "write drives through simulated streets, in SemanticKITTI's layout", _simulate_arguments, _simulate
+    ),
     "build-maps": BUILD_MAPS,
     "convert": Verb("turn a released checkpoint into a network of this package", convert_arguments, convert),
 }
