@@ -26,6 +26,11 @@ from fewstep.core.tensors import sample_mean
 DIM, CLASSES = 4, 3
 
 
+def length(x0: Tensor, batch: Batch) -> Tensor:
+    """Judge samples by how far they are from the origin."""
+    return x0.flatten(1).norm(dim=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ToyNetworkConfig:
     width: int = 16
@@ -113,7 +118,7 @@ class ToyDomain:
         for role in roles.values():
             (role.backbone if isinstance(role, NetworkDenoiser) else role).to(device, dtype)
         return Problem(
-            actors=Actors(roles=roles, process=process, shape=(DIM,), dtype=dtype),
+            actors=Actors(roles=roles, process=process, shape=(DIM,), dtype=dtype, judges={"length": length}),
             data=ToyData(dtype),
             conditions=lambda n, seed: {"label": torch.arange(n) % CLASSES},
             evaluate=evaluate,
