@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from fewstep.core.errors import UserError
 from fewstep.core.rng import Rng
 from fewstep.restoration.degradations import gaussian_noise, jpeg, poisson_noise
-from fewstep.restoration.degradations.jpeg import quality_factor
+from fewstep.restoration.degradations.jpeg import quality_factor, tables
 
 LEVEL = 1 / 255
 
@@ -36,23 +36,23 @@ def test_gaussian_noise_has_its_deviation_per_sample():
     assert abs(np.corrcoef(noise[0, 0].ravel(), noise[1, 0].ravel())[0, 1]) < 0.03  # no field shared by the batch
 
 
-def three_levels(*values: int) -> torch.Tensor:
-    """Three flat bands of 8-bit values: Poisson's n is 4."""
+def bands(*values: int) -> torch.Tensor:
+    """Flat bands of 8-bit values, of which three or four make Poisson's n 4."""
     return torch.tensor(values).repeat_interleave(64).div(255).view(1, 1, -1, 1).expand(1, 3, -1, 128)
 
 
-def test_poisson_noise_has_mean_0_and_variance_scale_squared_x_over_n():
-    images, scale = three_levels(20, 100, 200), torch.tensor([1.7])
-    noise = (poisson_noise(images, scale, rng(1)) - images).view(3, 3, 64 * 128)
+@pytest.mark.parametrize("values", [(20, 100, 200), (20, 100, 200, 240)])
+def test_poisson_noise_has_mean_0_and_variance_scale_squared_x_over_n(values):
+    images, scale = bands(*values), torch.tensor([1.7])
+    noise = (poisson_noise(images, scale, rng(1)) - images).view(3, len(values), 64 * 128)
     x = images[0, 0, ::64, 0]
-    variance = noise.permute(1, 0, 2).flatten(1).var(1)
-    assert_close(variance, 1.7**2 * x / 4, rtol=0.05, atol=0)
+    assert_close(noise.transpose(0, 1).flatten(1).var(1), 1.7**2 * x / 4, rtol=0.05, atol=0)
     assert noise.mean((0, 2)).abs().max() < 0.02
     assert np.abs(np.corrcoef(noise[:, 2].numpy()) - np.eye(3)).max() < 0.05
 
 
 def test_gray_poisson_noise_is_the_lumas_own():
-    images = three_levels(20, 100, 200) * torch.tensor([1.0, 0.5, 0.25])[:, None, None]
+    images = bands(20, 100, 200) * torch.tensor([1.0, 0.5, 0.25])[:, None, None]
     noise = poisson_noise(images, torch.ones(1), rng(1), torch.tensor([True])) - images
     assert_close(noise, noise[:, :1].expand(-1, 3, -1, -1))
     luma = (0.299 + 0.587 * 0.5 + 0.114 * 0.25) * torch.tensor([20, 100, 200]) / 255
@@ -82,6 +82,15 @@ def pillow(image: torch.Tensor, quality: int) -> torch.Tensor:
     pixels = (image[0].permute(1, 2, 0) * 255).round().byte().numpy()
     Image.fromarray(pixels).save(file, "jpeg", quality=quality, subsampling=2)
     return torch.from_numpy(np.asarray(Image.open(file)).copy()).double().permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize("quality", [10, 50, 75, 100])
+def test_tables_are_those_pillow_writes(quality):
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "jpeg", quality=quality)
+    written = Image.open(file).quantization
+    for index, table in enumerate(tables(q(quality))):
+        assert table.flatten().tolist() == list(written[index])
 
 
 @pytest.mark.parametrize("quality", [10, 30, 60, 95, 100])

@@ -47,6 +47,13 @@ def quality_factor(quality: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     return torch.where(quality < 50, 50 / quality, 2 - quality / 50)
 
 
+def tables(quality: Float[Tensor, " b"]) -> tuple[Float[Tensor, "b 8 8"], Float[Tensor, "b 8 8"]]:
+    """Return the luma and chroma tables of each quality, whole numbers from 1 to 255 as libjpeg has them."""
+    factor = quality_factor(quality)[:, None, None]
+    light, chroma = ((quality.new_tensor(t) * factor + 0.5).floor().clamp(1, 255) for t in (LUMINANCE, CHROMINANCE))
+    return light, chroma
+
+
 def _dct(like: Tensor) -> Float[Tensor, "8 8"]:
     """The orthonormal DCT-II matrix, frequency by position."""
     k = torch.arange(8, dtype=torch.float64)
@@ -75,9 +82,7 @@ def jpeg(images: Float[Tensor, "b c h w"], quality: Float[Tensor, " b"]) -> Floa
     batch, _, height, width = images.shape
     check(quality.shape == (batch,), f"jpeg quality: one per image, got {tuple(quality.shape)} for {batch} images")
     check(bool(((quality >= 1) & (quality <= 100)).all()), "jpeg quality: must be in 1..100")
-    factor = quality_factor(quality.to(images))[:, None, None]
-    # libjpeg's tables: whole numbers from 1 to 255
-    light, chroma = ((images.new_tensor(t) * factor + 0.5).floor().clamp(1, 255) for t in (LUMINANCE, CHROMINANCE))
+    light, chroma = (table.to(images) for table in tables(quality.double()))
     matrix = images.new_tensor(YCBCR)
     padded = F.pad(images, (0, -width % 16, 0, -height % 16), mode="replicate")
     planes = torch.einsum("dc,bchw->bdhw", matrix, padded * 255 - 128)
