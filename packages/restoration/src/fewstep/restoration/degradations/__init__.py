@@ -1,0 +1,44 @@
+"""Degradations: good pictures made bad as cameras and the web do, with every stage usable alone."""
+
+from fewstep.restoration.degradations.config import (
+    PRESETS,
+    BicubicConfig,
+    DegradationConfig,
+    FaceConfig,
+    KernelConfig,
+    NoiseConfig,
+    StageConfig,
+    TwoStageConfig,
+    preset,
+)
+from fewstep.restoration.degradations.images import mod_crop, to_8_bit
+from fewstep.restoration.degradations.jpeg import jpeg
+from fewstep.restoration.degradations.kernels import blur, gaussian_kernel, pulse_kernel, sinc_kernel
+from fewstep.restoration.degradations.noise import gaussian_noise, poisson_noise
+from fewstep.restoration.degradations.pipeline import add_noise, degrade
+from fewstep.restoration.degradations.resize import imresize, resize
+
+__all__ = [
+    "PRESETS",
+    "BicubicConfig",
+    "DegradationConfig",
+    "FaceConfig",
+    "KernelConfig",
+    "NoiseConfig",
+    "StageConfig",
+    "TwoStageConfig",
+    "add_noise",
+    "blur",
+    "degrade",
+    "gaussian_kernel",
+    "gaussian_noise",
+    "imresize",
+    "jpeg",
+    "mod_crop",
+    "poisson_noise",
+    "preset",
+    "pulse_kernel",
+    "resize",
+    "sinc_kernel",
+    "to_8_bit",
+]
