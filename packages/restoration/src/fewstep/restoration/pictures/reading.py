@@ -97,7 +97,7 @@ def _values(path: Path, opened: Any) -> tuple[npt.NDArray[np.float32], int]:
     alpha = "A" if opened.has_transparency_data else ""
     values: npt.NDArray[np.float32] = np.array(opened.convert(("L" if gray else "RGB") + alpha), dtype=np.float32)
     values /= 255
-    return values.reshape(opened.height, opened.width, -1), 8
+    return np.atleast_3d(values), 8
 
 
 def _keyed(values: npt.NDArray[np.uint16], key: Any) -> npt.NDArray[np.float32]:
