@@ -87,6 +87,12 @@ def test_lab_keeps_the_lightness_and_takes_low_frequencies_of_a_and_b():
     assert_close(found[:, 1:], wavelet(ours[:, 1:], theirs[:, 1:]), atol=1e-3, rtol=0)
 
 
+def test_lab_does_not_clamp():
+    x = picture(0) + 0.4
+    assert x.max() > 1
+    assert_close(lab(x, x), x, atol=1e-5, rtol=0)
+
+
 def test_lab_leaves_gray_alone():
     assert torch.equal(lab(picture(0, 1), picture(1, 1)), picture(0, 1))
 

@@ -76,10 +76,10 @@ def test_a_deep_gray_picture_is_what_pillow_reads(tmp_path):
         assert_close(torch.from_numpy(np.asarray(opened).astype(np.float32)) / 65535, picture.colours[0])
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
-def test_tiff_keeps_every_value_at_8_bits(tmp_path, mode):
-    write_picture(tmp_path / "a.tif", drawn(mode))
-    same(read_picture(tmp_path / "a.tif"), drawn(mode))
+@pytest.mark.parametrize(("mode", "bits"), [("L", 8), ("LA", 8), ("RGB", 8), ("RGBA", 8), ("L", 16)])
+def test_tiff_keeps_every_value(tmp_path, mode, bits):
+    write_picture(tmp_path / "a.tif", drawn(mode, bits))
+    same(read_picture(tmp_path / "a.tif"), drawn(mode, bits))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".tif"])

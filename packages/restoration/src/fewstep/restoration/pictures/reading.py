@@ -102,7 +102,7 @@ def _values(path: Path, opened: Any) -> tuple[npt.NDArray[np.float32], int]:
 
 def _keyed(values: npt.NDArray[np.uint16], key: Any) -> npt.NDArray[np.float32]:
     """Return the values in [0, 1], with alpha when one colour of them stands for transparency."""
-    x = values.astype(np.float32) / np.float32(65535)
+    x: npt.NDArray[np.float32] = values.astype(np.float32) / np.float32(65535)
     if key is None or values.shape[-1] in (2, 4):
         return x
     alpha = (values != np.asarray(key)).any(axis=-1, keepdims=True)

@@ -29,13 +29,14 @@ FORMATS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
 def write_picture(path: Path, picture: Picture) -> None:
     """Write a picture in the format that the suffix names, values clamped to [0, 1] and rounded.
 
-    16 bits are written as PNG only. Raises UserError for a suffix that is unknown or whose format holds no such
-    picture, for values that are not finite, and for places that cannot be written to.
+    16 bits are written as PNG, and as TIFF when gray. Raises UserError for a suffix that is unknown or whose format
+    holds no such picture, for values that are not finite, and for places that cannot be written to.
     """
     suffix = path.suffix.lower()
     check(suffix in FORMATS, f"{path}: no format is called '{suffix}', valid: {', '.join(FORMATS)}")
     name, modes, settings = FORMATS[suffix]
-    held = picture.mode in modes and (picture.bits == 8 or suffix == ".png")
+    deep = name == "PNG" or (name == "TIFF" and picture.mode == "L")
+    held = picture.mode in modes and (picture.bits == 8 or deep)
     check(held, f"{path}: {name} does not hold {picture.mode} of {picture.bits} bits, {_advice(picture)}")
     values = _values(path, picture)
     metadata: dict[str, bytes] = {}
@@ -45,11 +46,11 @@ def write_picture(path: Path, picture: Picture) -> None:
         metadata["icc_profile"] = picture.icc
 
     def write(aside: Path) -> None:
-        if picture.bits == 16:
+        if picture.bits == 16 and name == "PNG":
             write_deep(aside, values, picture.exif, picture.icc)
             return
         image = Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values)
-        if image.mode != picture.mode:
+        if picture.bits == 8 and image.mode != picture.mode:
             image = image.convert(picture.mode)
         image.save(aside, format=name, **settings, **metadata)
 
