@@ -11,17 +11,9 @@ from hypothesis import strategies as st
 from lidar.data_bed import raises_line, random_pose
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fewstep.lidar.data import (
-    augment,
-    clean_scan,
-    ground_truth,
-    in_view,
-    refiner_pair,
-    resized,
-    training_crop,
-    training_pair,
-)
-from fewstep.lidar.data.cells import cell_keys
+from fewstep.lidar.data.augmentation import augment
+from fewstep.lidar.data.crops import clean_scan, ground_truth, in_view, training_crop
+from fewstep.lidar.data.pairs import jittered, resized
 
 HAND = np.array([[0.0, 0, 0], [25, 3, 1], [-7, 11, -2]])
 
@@ -107,32 +99,6 @@ def test_augmentation_of_known_numbers():
         augment(np.zeros(2), np.zeros(3))
 
 
-def test_the_scan_and_its_completion_move_alike():
-    rng = np.random.default_rng(0)
-    points = rng.uniform(-30, 30, (400, 3)).astype(np.float32)
-    pose = np.eye(4)
-    motion = augment(rng.random(3), rng.standard_normal(3))
-    complete, partial = training_pair(points, pose, points, None, motion, rng, complete=500, partial=300)
-    assert complete.shape == (500, 3)
-    assert partial.shape == (300, 3)
-    assert complete.dtype == partial.dtype == np.float32
-    distance = np.linalg.norm(points, axis=1)
-    source = motion(points[(points[:, 2] > -4) & (distance < 50)])
-    known = {point.tobytes() for point in source}
-    assert all(point.tobytes() in known for point in complete)
-    assert all(point.tobytes() in known for point in partial)
-    again = training_pair(points, pose, points, None, None, rng, complete=500, partial=300)[1]
-    assert len({point.tobytes() for point in motion(again)} - known) == 0
-
-
-def test_pairs_without_points_are_refused():
-    rng = np.random.default_rng(0)
-    with raises_line("between 3.5 and 50 m"):
-        training_pair(HAND, np.eye(4), np.zeros((4, 3)), None, None, rng)
-    with raises_line("no point in the scan's view"):
-        training_pair(HAND + 1000, np.eye(4), 4 * np.ones((4, 3)), None, None, rng)
-
-
 @pytest.mark.parametrize("count", [3, 10, 25])
 def test_clouds_are_cut_or_repeated_evenly(count):
     points = np.arange(30.0).reshape(10, 3)
@@ -142,15 +108,14 @@ def test_clouds_are_cut_or_repeated_evenly(count):
     assert times.max() - (times.min() if len(times) == 10 else 0) <= 1
 
 
-def test_the_refiner_is_given_jitter_and_returns_one_point_per_cell():
+def test_a_refiner_s_jitter_is_clipped_normal_noise():
     rng = np.random.default_rng(0)
-    points = np.repeat(rng.uniform(-20, 20, (60, 3)), 5, axis=0) + rng.uniform(0, 1e-3, (300, 3))
-    given, target = refiner_pair(points, rng, given=20_000, target=60)
-    apart = np.abs(given[:, None, :] - points[::5][None]).max(axis=2).min(axis=1)
-    assert apart.max() < 0.3 + 2e-3
-    assert len(np.unique(cell_keys(target, 0.1))) == 60
-    jitter = refiner_pair(np.zeros((1, 3)), rng, given=100_000, target=1)[0]
+    jitter = jittered(np.zeros((1, 3)), 100_000, 0.2, 0.3, rng)
     clipped = 0.2 * math.sqrt(1 - 2 * 1.5 * math.exp(-1.125) / math.sqrt(2 * math.pi) + 1.25 * math.erfc(1.5 / 2**0.5))
+    assert jitter.dtype == np.float32
     assert abs(jitter.mean()) < 5e-3
     assert abs(jitter.std() / clipped - 1) < 0.01
     assert (np.abs(jitter) == np.float32(0.3)).mean() == pytest.approx(math.erfc(1.5 / 2**0.5), abs=5e-3)
+    points = rng.uniform(-20, 20, (60, 3))
+    given = jittered(points, 2000, 0.2, 0.3, rng)
+    assert np.abs(given[:, None, :] - points[None]).max(axis=2).min(axis=1).max() < 0.3 + 1e-5

@@ -10,7 +10,8 @@ from lidar.cloud_bed import REAL_SCAN
 from lidar.data_bed import raises_line
 
 from fewstep.lidar.clouds import read_cloud
-from fewstep.lidar.data import farthest, farthest_points
+from fewstep.lidar.data import farthest
+from fewstep.lidar.data.farthest import farthest_points
 
 
 def one_by_one(xyz: np.ndarray, k: int) -> np.ndarray:

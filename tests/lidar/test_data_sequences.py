@@ -12,9 +12,10 @@ from lidar.data_bed import TURN, raises_line, random_pose, row, semantic_kitti
 from numpy.testing import assert_allclose, assert_array_equal
 
 from fewstep.lidar.clouds import write_cloud
-from fewstep.lidar.data import SPLITS, Sequence, open_sequence, open_sequences, read_voxels
 from fewstep.lidar.data.kitti_raw import EARTH_M
 from fewstep.lidar.data.poses import euler
+from fewstep.lidar.data.sequence import SPLITS, Sequence, open_sequence, open_sequences
+from fewstep.lidar.data.voxels import read_voxels
 
 SCANS = [random_cloud(20 + i, seed=i).xyz for i in range(3)]
 POSES = [np.eye(4), random_pose(1), random_pose(2)]

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from lidar.scene_bed import TINY, denoiser_folder, lidar, one_line, points_in
 
-from fewstep.lidar.data import ground_truth, load_map, open_sequence
+from fewstep.lidar.data.crops import ground_truth
+from fewstep.lidar.data.maps import load_map
+from fewstep.lidar.data.sequence import open_sequence
 from fewstep.lidar.metrics.scores import PROTOCOL, Scores
 from fewstep.lidar.streets import make_streets
 

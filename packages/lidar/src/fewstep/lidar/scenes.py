@@ -19,7 +19,7 @@ from fewstep.lidar.data.augmentation import augment
 from fewstep.lidar.data.crops import clean_scan, in_view, training_crop
 from fewstep.lidar.data.farthest import farthest_points
 from fewstep.lidar.data.maps import load_map
-from fewstep.lidar.data.pairs import resized
+from fewstep.lidar.data.pairs import jittered, resized
 from fewstep.lidar.data.sequence import SPLITS, Sequence, open_sequences
 from fewstep.lidar.settings import LidarDataConfig, RefinerConfig
 from fewstep.lidar.streets import make_streets, map_file, sequence_names
@@ -154,9 +154,7 @@ class RefinerSource:
         for row, index in enumerate(epoch_indices(rng, len(self))):
             own = generator_of(rng, row)
             scene = self.scenes.pair(index, own, moved=config.augment).scene
-            noise = own.standard_normal((config.points, 3)) * refiner.jitter
-            jitter = noise.clip(-refiner.jitter_limit, refiner.jitter_limit)
-            given.append((resized(scene, config.points, own) + jitter).astype(np.float32))
+            given.append(jittered(scene, config.points, refiner.jitter, refiner.jitter_limit, own))
             wanted.append(resized(scene, refiner.target_points, own))
         points, x0 = (torch.from_numpy(np.stack(clouds)).to(device) for clouds in (given, wanted))
         return Batch(len(given), {"points": points}, x0, device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Cond
 from fewstep.core.rng import Rng
-from fewstep.lidar.data.pairs import resized
+from fewstep.lidar.data.pairs import jittered
 from fewstep.lidar.metrics.distances import chamfer
 from fewstep.lidar.metrics.occupancy import CompletionIoU, jsd_bev
 from fewstep.lidar.scenes import Float32, Pair, Scenes, generator_of, scan_condition
@@ -50,11 +50,8 @@ class ShownScenes:
     def _jittered(self, i: int) -> Float32:
         assert self.refiner is not None
         own = generator_of(Rng(0, 1, (i,), "shown"), 0)
-        scene = resized(self._pair(i).scene, self.scenes.config.points, own)
-        noise = (own.standard_normal(scene.shape) * self.refiner.jitter).clip(
-            -self.refiner.jitter_limit, self.refiner.jitter_limit
-        )
-        return np.asarray((scene + noise).astype(np.float32))
+        jitter, limit = self.refiner.jitter, self.refiner.jitter_limit
+        return jittered(self._pair(i).scene, self.scenes.config.points, jitter, limit, own)
 
     def evaluate(self, samples: Float[Tensor, "n p 3"], cond: Cond) -> dict[str, float]:
         """Return the means over scenes of the metrics of the protocol."""

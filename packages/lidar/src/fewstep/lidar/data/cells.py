@@ -30,11 +30,6 @@ def cell_keys(xyz: npt.NDArray[Any], size: float) -> Keys:
     return np.asarray((x << (2 * BITS)) | (y << BITS) | z)
 
 
-def first_of_cells(xyz: npt.NDArray[Any], size: float) -> npt.NDArray[np.int64]:
-    """Return the index of the first point in every occupied cell, ascending."""
-    return np.sort(np.unique(cell_keys(xyz, size), return_index=True)[1]).astype(np.int64)
-
-
 class CellSet:
     """Cells and in how many additions each occurred; numbered in the order in which they came.
 

@@ -58,7 +58,9 @@ def build_maps(args: Namespace) -> None:
     """Build and save the map of every sequence, one line each; those that are there already are skipped."""
     from tqdm import tqdm
 
-    from fewstep.lidar.data import MAP_FILE, SPLITS, build_map, open_sequences, save_map
+    from fewstep.lidar.data.folder import MAP_FILE
+    from fewstep.lidar.data.maps import build_map, save_map
+    from fewstep.lidar.data.sequence import SPLITS, open_sequences
 
     names = [name for given in args.sequences or () for name in SPLITS.get(given, (given,))]
     for sequence in open_sequences(args.root, args.layout, names or None, args.fields):
