@@ -21,6 +21,7 @@ from fewstep.core.losses.integral import (
     distribution_matching_loss,
     ism_loss,
     rescale_groups,
+    score_difference_loss,
     score_gap_loss,
     sds_loss,
     sds_weight,
@@ -345,6 +346,22 @@ def test_identities_of_the_sds_family():
 
 def test_asd_looks_further_into_the_noise():
     assert asd_time(T, 20.0, 0.5).item() == pytest.approx(400 + 0.05 * 380)
+
+
+@pytest.mark.parametrize(("process", "t"), [(EDM(), 0.8), (CosineVP(), 0.4)])
+def test_two_samples_under_common_noise_differ_by_the_same_score_whatever_the_noise(process, t):
+    teacher, noise, at = gaussian(process, 0.7, 0.5, Kind.EPS), randn(50, 1), times(t, 50)
+    x, other = (torch.full((50, 1), v, dtype=F64) for v in (0.9, 0.4))
+    above, below = (teacher.eps(process.add_noise(each, noise, at), at, {}) for each in (x, other))
+    c = process.coefficients(at)
+    wanted = (c.alpha * c.sigma / (c.alpha**2 * 0.25 + c.sigma**2))[:, None] * (x - other)
+    torch.testing.assert_close(direction(lambda x: score_difference_loss(x, above, below), x), wanted)
+    weight = torch.full((50,), 3.0, dtype=F64)
+    weighted = direction(lambda x: score_difference_loss(x, above, below, weight=weight), x)
+    torch.testing.assert_close(weighted, 3 * wanted)
+    field = randn(2, 3, 4).requires_grad_()
+    gradient = gradient_of(score_difference_loss(field, randn(2, 3, 4, seed=1), randn(2, 3, 4, seed=2)), field)
+    torch.testing.assert_close(gradient, (randn(2, 3, 4, seed=1) - randn(2, 3, 4, seed=2)) / 12)
 
 
 def test_csd_with_a_negative_prompt_anneals_from_null_to_negative():

@@ -12,8 +12,10 @@ import torch
 from core.model_bed import teacher
 
 from fewstep.core.errors import UserError
+from fewstep.core.models.export import export_pipeline
 from fewstep.core.models.files import PipelineFolder
 from fewstep.core.models.loading import Teacher
+from fewstep.core.recipe import StepPlan
 
 HUB = [
     "model_index.json",
@@ -90,3 +92,17 @@ def test_a_component_of_another_library_is_code_and_not_run(tmp_path):
     (folder / "model_index.json").write_text(json.dumps(index | {"unet": ["os", "system"]}), encoding="utf-8")
     with pytest.raises(UserError, match=r"os\.system"):
         PipelineFolder.open(folder)
+
+
+def test_a_safety_checker_is_no_part_of_a_teacher_nor_of_a_student(tmp_path):
+    folder = shutil.copytree(teacher("sd").folder.path, tmp_path / "checked")
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    found = Teacher.find(str(folder))
+    assert found.folder.parts == teacher("sd").folder.parts
+    plan = StepPlan((999.0,), "deterministic")
+    export_pipeline(found.denoiser(None), plan, tmp_path / "out", {"name": "student"}, found)
+    written = json.loads((tmp_path / "out" / "model_index.json").read_text(encoding="utf-8"))
+    assert written["safety_checker"] == [None, None]
+    assert PipelineFolder.open(tmp_path / "out").parts.keys() == found.folder.parts.keys()

@@ -160,3 +160,13 @@ def test_the_numbers_themselves_do_not_change():
     assert r.normal("eps", (2,), F64)[0].tolist() == pytest.approx([0.7683213214070201, -0.1368894088668747], abs=1e-15)
     assert r.uniform("t").item() == pytest.approx(0.6539196770549736, abs=1e-15)
     assert r.shared_uniform("t") == pytest.approx(0.9657398605933403, abs=1e-15)
+
+
+def test_phases_share_draws_only_where_they_ask_to():
+    one, other = (Rng(3, 7, (0, 1, 2), phase) for phase in ("discriminator", "student"))
+    assert not torch.equal(one.normal("x", (4,)), other.normal("x", (4,)))
+    shared = one.across_phases("method")
+    assert torch.equal(shared.normal("x", (4,)), other.across_phases("method").normal("x", (4,)))
+    assert torch.equal(shared.select(1, 3).normal("x", (4,)), shared.normal("x", (4,))[1:])
+    apart = [one.normal("x", (4,)), one.across_phases("another").normal("x", (4,)), shared.at_step(8).normal("x", (4,))]
+    assert not any(torch.equal(shared.normal("x", (4,)), each) for each in apart)

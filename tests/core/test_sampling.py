@@ -11,6 +11,7 @@ from fewstep.core.boundary import ConsistencyFunction
 from fewstep.core.errors import UserError
 from fewstep.core.grids import knot_grid, time_grid
 from fewstep.core.losses.trajectory import even_knots
+from fewstep.core.models.stock import stock_sampler
 from fewstep.core.prediction import Kind, Prediction
 from fewstep.core.process import EDM, VP, CosineVP, RectifiedFlow, ResidualShift, TrigFlow
 from fewstep.core.recipe import StepPlan
@@ -348,6 +349,23 @@ def test_anchored_students_start_at_the_anchor_and_renoise_around_it():
     x0 = student.x0(start, col(14.0, 4), {"anchor": y})
     x7 = process.add_noise(x0, rng.normal_like("plan/0", x), col(7.0, 4), y)
     assert_close(out, student.x0(x7, col(7.0, 4), {"anchor": y}), rtol=1e-12, atol=1e-12)
+
+
+def test_a_plan_may_start_from_the_anchor_itself():
+    """The state at its first time is the anchor, whatever the noise; later steps add theirs as ever."""
+    y, rng = noise(4, 2, seed=5), Rng.for_batch(0, 0, 4)
+    for process in (VP_SD, ResidualShift()):
+        student, t = ExactGaussian(process), process.t_max - 6
+        one = [run_plan(student, StepPlan((t,), start="anchor"), x, {"anchor": y}, rng) for x in (y * 0, noise(4, 2))]
+        assert_close(one[0], student.x0(y, col(t, 4), {"anchor": y}), rtol=1e-12, atol=1e-12)
+        assert torch.equal(one[0], one[1])
+        two = run_plan(student, StepPlan((t, 2.0), start="anchor"), y * 0, {"anchor": y}, rng)
+        x2 = process.add_noise(one[0], rng.normal_like("plan/0", y), col(2.0, 4), y)
+        assert_close(two, student.x0(x2, col(2.0, 4), {"anchor": y}), rtol=1e-12, atol=1e-12)
+    with pytest.raises(UserError, match="starts from cond\\['anchor'\\]"):
+        run_plan(student, StepPlan((t,), start="anchor"), y, {}, rng)
+    with pytest.raises(UserError, match="stock pipelines start from noise"):
+        stock_sampler(StepPlan((400.0,), start="anchor"), VP_SD, SD, math.inf)
 
 
 def test_sampling_is_the_same_in_pieces_and_a_bad_plan_is_refused():

@@ -118,7 +118,8 @@ class StepPlan:
     ``extras``: constant condition entries given at every step (e.g. an embedded guidance scale).
     ``end``: the last step returns the predicted x0 (``clean``), or jumps by DDIM to the least noise of the process
     (``t_min``), which is what students trained on jumps learn. ``end_time``: the student is told where each step ends,
-    as ``cond["end_time"]`` in the network's own time units.
+    as ``cond["end_time"]`` in the network's own time units. ``start``: from noise, or from ``cond["anchor"]`` as it is,
+    taken for the state at the first time.
     """
 
     times: tuple[float, ...]
@@ -127,6 +128,7 @@ class StepPlan:
     extras: Mapping[str, float] = field(default_factory=dict)
     end: Literal["clean", "t_min"] = "clean"
     end_time: bool = False
+    start: Literal["noise", "anchor"] = "noise"
 
 
 @dataclass

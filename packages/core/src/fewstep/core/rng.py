@@ -46,6 +46,10 @@ class Rng:
         """Return an independent generator for the same samples."""
         return replace(self, scope=f"{self.scope}/{name}")
 
+    def across_phases(self, name: str) -> Rng:
+        """Return a generator for the same samples that every phase of a step gets alike: for draws phases share."""
+        return replace(self, scope=f"step:{name}")
+
     def select(self, start: int, stop: int) -> Rng:
         """Return the generator of a slice of the samples (a micro-batch)."""
         return replace(self, ids=self.ids[start:stop])

@@ -50,8 +50,15 @@ def jump_end(process: Process, t: float, gamma: float) -> float:
 def run_plan(
     student: Denoiser, plan: StepPlan, noise: Float[Tensor, "b *d"], cond: Cond, rng: Rng
 ) -> Float[Tensor, "b *d"]:
-    """Return samples of a student made along its plan from unit ``noise``; one evaluation per time of the plan."""
-    return sample_from(student, plan, initial_state(student.process, noise, plan.times[0], cond), cond, rng)
+    """Return samples of a student made along its plan from unit ``noise``; one evaluation per time of the plan.
+
+    A plan that starts from the anchor takes nothing but shape and dtype of ``noise``. Raises UserError without one.
+    """
+    if plan.start == "noise":
+        return sample_from(student, plan, initial_state(student.process, noise, plan.times[0], cond), cond, rng)
+    if "anchor" not in cond:
+        raise UserError(f"this student starts from cond['anchor'] (the low-quality input) and got {sorted(cond)}")
+    return sample_from(student, plan, cond["anchor"].to(noise), cond, rng)
 
 
 def sample_from(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import UserError, check, nearest
-from fewstep.core.models.student import facts_table, replacing, unwrap
+from fewstep.core.models.student import facts_table, plan_entries, plan_from, replacing, unwrap
 from fewstep.core.networks.adapters import merge
 from fewstep.core.recipe import StepPlan
 from fewstep.lidar.models.backbone import LidarBackbone
@@ -51,12 +50,8 @@ def sampling_of(folder: Path) -> tuple[StepPlan | None, float]:
     check(isinstance(scale, int | float), f"{file}: guidance_scale must be a number, got {scale!r}")
     if entry is None:
         return None, float(scale)
-    try:
-        entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(entry).items()}
-        plan = StepPlan(**entries)
-        check(len(plan.times) > 0 and all(0 <= float(t) <= 999 for t in plan.times), f"times {plan.times}")
-    except (TypeError, ValueError, UserError) as error:
-        raise UserError(f"{file}: 'sampling' makes no sense ({error}); export the student again") from error
+    plan = plan_from(entry, f"{file}: 'sampling'")
+    check(all(0 <= t <= 999 for t in plan.times), f"{file}: 'sampling' has times beyond 0 to 999")
     return plan, float(scale)
 
 
@@ -74,7 +69,7 @@ def export_denoiser(
     if not isinstance(backbone, LidarBackbone):
         raise UserError(f"export: a {type(backbone).__name__} is no network of this domain")
     check(scaling == float("inf"), "export: a student with the lcm boundary needs its own sampler: use boundary jump")
-    facts = {} if teacher else {"sampling": asdict(plan) | {"extras": dict(plan.extras)}}
+    facts = {} if teacher else {"sampling": plan_entries(plan)}
     with replacing(folder) as aside:
         save_denoiser(backbone, aside, facts, half=half)
         (aside / "README.md").write_text(_card(card, plan, teacher), encoding="utf-8")

@@ -190,6 +190,25 @@ def ism_loss(
     return _gap_loss(x, eps_teacher, eps_inverse, scale * sigma / alpha, reduction)
 
 
+def score_difference_loss(
+    x: Float[Tensor, "b *d"],
+    eps_sample: Float[Tensor, "b *d"],
+    eps_reference: Float[Tensor, "b *d"],
+    *,
+    weight: Float[Tensor, " b"] | None = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, " b"]:
+    """Two samples under common noise, gradient ``w (eps_sample - eps_reference)`` (TAD-SR, arXiv 2408.07476).
+
+    One frozen network's predictions at ``x`` and at a reference sample, noised with the *same* noise at the same ``t``:
+    for Gaussian data the difference is ``alpha sigma/(alpha^2 v + sigma^2) (x - reference)`` whatever the noise, and it
+    is zero where the two agree, for any network. With independent noises it would be as noisy as :func:`sds_loss`.
+    Delta denoising score (arXiv 2304.07090) is the same with a condition each. Predictions come of a difference divided
+    by sigma: at little noise, ask the network in full precision.
+    """
+    return _gap_loss(x, eps_sample, eps_reference, weight, reduction)
+
+
 def diff_instruct_loss(
     x: Float[Tensor, "b *d"],
     x0_teacher: Float[Tensor, "b *d"],

@@ -20,7 +20,7 @@ import yaml
 from fewstep.core.denoiser import Denoiser, NetworkDenoiser
 from fewstep.core.errors import UserError, check
 from fewstep.core.models.backbone import PipelineBackbone
-from fewstep.core.models.files import INDEX
+from fewstep.core.models.files import INDEX, UNUSED
 from fewstep.core.models.loading import Teacher
 from fewstep.core.models.stock import StockSampler, stock_sampler
 from fewstep.core.models.student import (
@@ -61,6 +61,7 @@ def export_pipeline(
                 shutil.copytree(source / part, aside / part)
         backbone.save(aside / family.network)
         index = json.loads((source / INDEX).read_text(encoding="utf-8"))
+        index |= {part: [None, None] for part in UNUSED if part in index}
         write_json(aside / INDEX, index | {"scheduler": ["diffusers", sampler.scheduler]})
         _write_rest(aside, sampler, plan, card, teacher, told=family.takes_guidance(backbone.network), lora=False)
 

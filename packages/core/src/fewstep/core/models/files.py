@@ -21,6 +21,7 @@ from fewstep.core.errors import UserError, check
 INDEX = "model_index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack")
 LIBRARIES = ("diffusers", "transformers")
+UNUSED = ("safety_checker",)  # of Stable Diffusion 1.x, a class inside diffusers' own pipelines: never loaded
 DOWNLOADED = ("*.json", "*.txt", "*.model", "*.jinja", "README.md")
 VARIANTS = ("*.fp16*", "*.bf16*", "*.non_ema*", "*.fp8*")
 
@@ -59,7 +60,7 @@ class PipelineFolder:
         parts: dict[str, tuple[str, str]] = {}
         options: dict[str, Any] = {}
         for key, value in index.items():
-            if key.startswith("_"):
+            if key.startswith("_") or key in UNUSED:
                 continue
             if not isinstance(value, list):
                 options[key] = value

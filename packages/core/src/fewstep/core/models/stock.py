@@ -48,6 +48,9 @@ def stock_sampler(
     scheduler hands it the sigmas 1, (n-1)/n ... 1/n itself. ``takes``: in which form it takes times of one's own.
     Raises UserError for a plan that no stock scheduler walks.
     """
+    check(
+        plan.start == "noise", "export: stock pipelines start from noise, and this student from its low-quality input"
+    )
     if isinstance(process, VP):
         return _vp(plan, process, teacher, time_scaling, takes)
     if isinstance(process, RectifiedFlow):

@@ -73,7 +73,24 @@ def write_json(file: Path, value: Mapping[str, Any]) -> None:
 
 def write_plan(folder: Path, plan: StepPlan, card: Mapping[str, Any]) -> None:
     """Write the plan and the card's facts as JSON."""
-    write_json(folder / PLAN_FILE, {"plan": asdict(plan) | {"extras": dict(plan.extras)}, "card": dict(card)})
+    write_json(folder / PLAN_FILE, {"plan": plan_entries(plan), "card": dict(card)})
+
+
+def plan_entries(plan: StepPlan) -> dict[str, Any]:
+    """Return a plan as JSON knows it."""
+    return asdict(plan) | {"extras": dict(plan.extras)}
+
+
+def plan_from(entry: object, where: object) -> StepPlan:
+    """Return the plan :func:`plan_entries` made; UserError naming ``where`` for entries that make no sense."""
+    try:
+        entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(entry).items()}  # type: ignore[call-overload]
+        plan = StepPlan(**entries)
+        good = 1 <= len(plan.times) <= 1000 and all(math.isfinite(float(t)) for t in plan.times)
+        check(good, f"times {plan.times}")
+    except (TypeError, ValueError, UserError) as error:
+        raise UserError(f"{where} makes no sense ({error}); export the student again") from error
+    return plan
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from fewstep.core.errors import check
 from fewstep.core.networks.backbone import ExtensibleBackbone, entry
 from fewstep.core.networks.embedding import ScalarMLP, sinusoid
 from fewstep.core.networks.taps import backbone_of, features, tap_root
+from fewstep.core.networks.time_head import TimeAwareHead
 from fewstep.core.process import Process, times
 from fewstep.core.rng import Rng
 from fewstep.core.tensors import expand_to, precise, sample_mean
@@ -35,14 +36,16 @@ class DiscriminatorConfig:
 
     ``source``: ``features`` of the denoiser the recipe names, or the ``samples`` themselves (flattened, small problems
     only). ``taps``: the network's ``bottleneck``, all ``blocks``, or module names (``name:1``: the second output).
-    ``head``: ``learned`` convolutions (or per-token layers), or ``mean``, the channel mean of the features, without
-    parameters (SiDA, arXiv 2410.14919). ``width`` of the heads; ``time`` and ``label`` conditioning; ``spectral_norm``
-    on their layers.
+    ``head``: ``learned`` convolutions (or per-token layers); ``time_aware`` ones, whose logits do not depend on
+    anything at first (TAD-SR, arXiv 2408.07476); or ``mean``, the channel mean of the features, without parameters
+    (SiDA, arXiv 2410.14919). ``width`` of learned heads, and logits per position of time-aware ones. ``time`` and
+    ``label`` conditioning and ``spectral_norm`` are choices of learned heads; time-aware ones have the first and the
+    last, and no label.
     """
 
     source: Literal["features", "samples"] = "features"
     taps: Literal["bottleneck", "blocks"] | tuple[str, ...] = "bottleneck"
-    head: Literal["learned", "mean"] = "learned"
+    head: Literal["learned", "time_aware", "mean"] = "learned"
     width: int = 64
     time: bool = True
     label: bool = True
@@ -248,5 +251,7 @@ def _make_head(feature: Tensor, labels: int, config: DiscriminatorConfig) -> nn.
         return MeanHead()
     maps = feature.ndim >= 4
     channels = feature.shape[1] if maps else feature.shape[-1]
+    if config.head == "time_aware":
+        return TimeAwareHead(channels, maps, config.width).to(device=feature.device)
     head = Head(channels, maps, config.width, config.time, labels, config.spectral_norm)
     return head.to(device=feature.device)
