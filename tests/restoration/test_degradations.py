@@ -24,7 +24,7 @@ from fewstep.restoration.degradations import (
 )
 from fewstep.restoration.degradations.pipeline import run_stage
 
-SIZE = {"realesrgan": 16, "resshift": 16, "osediff": 64, "gfpgan": 64, "bicubic-matlab": 16}
+SIZE = {"realesrgan": 16, "resshift": 16, "osediff": 64, "gfpgan": 64, "gfpgan-colour": 64, "bicubic-matlab": 16}
 
 
 def pictures(batch: int, height: int = 64, width: int = 64) -> torch.Tensor:

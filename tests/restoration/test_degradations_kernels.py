@@ -13,7 +13,7 @@ from fewstep.core.errors import UserError
 from fewstep.core.rng import Rng
 from fewstep.restoration.degradations import KernelConfig, blur, gaussian_kernel, pulse_kernel, sinc_kernel
 from fewstep.restoration.degradations.draws import choice, draw_final_kernels, draw_kernels
-from fewstep.restoration.degradations.kernels import _reflected, pad_kernel
+from fewstep.restoration.degradations.kernels import pad_kernel, reflected
 
 
 def f64(*values: float) -> torch.Tensor:
@@ -107,9 +107,9 @@ def test_choice_follows_its_mix():
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 8])
-def test_edges_are_reflected_as_often_as_it_takes(length):
+def test_edges_arereflected_as_often_as_it_takes(length):
     expected = np.pad(np.arange(length), 10, mode="reflect")
-    assert _reflected(length, 10, torch.device("cpu")).tolist() == expected.tolist()
+    assert reflected(length, 10, torch.device("cpu")).tolist() == expected.tolist()
 
 
 def test_blur_uses_each_samples_own_kernel_and_keeps_constants():

@@ -18,7 +18,7 @@ from fewstep.core.data.reading import MAX_PIXELS
 from fewstep.core.errors import UserError
 from fewstep.restoration.pictures.deep import SIGNATURE
 from fewstep.restoration.pictures.picture import COLOURS, Picture
-from fewstep.restoration.pictures.reading import read_picture, upright
+from fewstep.restoration.pictures.reading import Header, read_header, read_picture, upright
 from fewstep.restoration.pictures.writing import write_picture
 
 _FOLDERS = [folder / "shared" / "data" for folder in Path(__file__).resolve().parents[3:]]  # a worktree lies deeper
@@ -59,6 +59,7 @@ def test_png_keeps_every_value_of_every_mode_and_depth(tmp_path, mode, bits, siz
     picture = drawn(mode, bits, *size)
     write_picture(tmp_path / "a.png", picture)
     same(read_picture(tmp_path / "a.png"), picture)
+    assert read_header(tmp_path / "a.png") == Header(mode, bits, size)
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
@@ -87,7 +88,7 @@ def test_cmyk_stays_cmyk(tmp_path, suffix):
     flat = Picture(colours=torch.tensor([0.2, 0.4, 0.6]).view(3, 1, 1).expand(3, 16, 16), mode="CMYK")
     write_picture(tmp_path / f"a{suffix}", flat)
     found = read_picture(tmp_path / f"a{suffix}")
-    assert found.mode == "CMYK"
+    assert found.mode == read_header(tmp_path / f"a{suffix}").mode == "CMYK"
     assert_close(found.colours, flat.colours, atol=2.5 / 255, rtol=0)
 
 
@@ -107,6 +108,7 @@ def test_palettes_black_and_white_and_keyed_colours_become_plain_modes(tmp_path)
     Image.fromarray(x > 0).save(tmp_path / "1.png")
     colours, keyed, bilevel = (read_picture(tmp_path / name) for name in ("p.png", "t.png", "1.png"))
     assert (colours.mode, keyed.mode, bilevel.mode) == ("RGB", "RGBA", "L")
+    assert [read_header(tmp_path / name).mode for name in ("p.png", "t.png", "1.png")] == ["RGB", "RGBA", "L"]
     assert_close(colours.colours[:, 0, 1] * 255, torch.tensor([40.0, 50.0, 60.0]))
     assert_close(keyed.alpha, torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]))
     assert_close(bilevel.colours, torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]))
@@ -118,6 +120,7 @@ def test_a_keyed_colour_of_16_bits_is_compared_with_16_bits(tmp_path):
     (tmp_path / "a.png").write_bytes(png(2, 1, 16, 2, b"\0" + pixels, key))
     found = read_picture(tmp_path / "a.png")
     assert (found.mode, found.bits) == ("RGBA", 16)
+    assert read_header(tmp_path / "a.png") == Header("RGBA", 16, (1, 2))
     assert_close(found.alpha, torch.tensor([[[1.0, 0.0]]]))
 
 
@@ -147,7 +150,7 @@ def test_exif_and_profile_are_kept_and_the_orientation_is_used_up(tmp_path, suff
     picture = replace(drawn("RGB", bits), exif=exif.tobytes(), icc=ICC)
     write_picture(tmp_path / f"a{suffix}", picture)
     found = read_picture(tmp_path / f"a{suffix}")
-    assert found.size == (9, 13), "turned by a quarter"
+    assert found.size == read_header(tmp_path / f"a{suffix}").size == (9, 13), "turned by a quarter"
     assert found.icc == ICC
     write_picture(tmp_path / f"b{suffix}", found)
     again = read_picture(tmp_path / f"b{suffix}")

@@ -121,8 +121,30 @@ class TwoStageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JitterConfig:
+    """Colours of bad pictures changed: each channel shifted, then brightness, contrast, saturation and hue adjusted."""
+
+    shift_probability: float = 0.0  # GFPGAN: 0.3
+    shift: float = 20.0  # at most, up or down, of 255
+    adjust_probability: float = 0.0  # GFPGAN: 0.3
+    brightness: Range = (0.5, 1.5)  # factors
+    contrast: Range = (0.5, 1.5)
+    saturation: Range = (0.0, 1.5)
+    hue: Range = (-0.1, 0.1)  # of a full turn
+
+    def __post_init__(self) -> None:
+        """Raise UserError for what is no probability or range."""
+        check_probability("jitter.shift_probability", self.shift_probability)
+        check_probability("jitter.adjust_probability", self.adjust_probability)
+        check(0 <= self.shift <= 255, f"jitter.shift: must be within [0, 255], got {self.shift}")
+        for name in ("brightness", "contrast", "saturation"):
+            check_range(f"jitter.{name}", getattr(self, name), 0, 10)
+        check_range("jitter.hue", self.hue, -0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FaceConfig:
-    """GFPGAN's degradation of faces (arXiv 2101.04061): blur, shrink, Gaussian noise, JPEG, back to size, 8 bit."""
+    """GFPGAN's degradation of faces (arXiv 2101.04061): blur, shrink, noise, JPEG, back to size, colours, 8 bit."""
 
     kernel_size: int = 41
     anisotropic: float = 0.5  # probability
@@ -132,6 +154,7 @@ class FaceConfig:
     jpeg: Range = (30.0, 100.0)
     gray: float = 0.01  # probability of a gray result
     back_to_size: bool = True  # else the size asked for
+    jitter: JitterConfig = JitterConfig()
 
     def __post_init__(self) -> None:
         """Raise UserError for an even kernel and for what is no probability or range."""
@@ -164,6 +187,7 @@ PRESETS: dict[str, DegradationConfig] = {
     "resshift": _RESSHIFT,  # also SinSR, TAD-SR, InvSR
     "osediff": replace(TwoStageConfig(), back_to_size=True),  # also InstaRevive
     "gfpgan": FaceConfig(),
+    "gfpgan-colour": FaceConfig(jitter=JitterConfig(shift_probability=0.3, adjust_probability=0.3)),
     "bicubic-matlab": BicubicConfig(),
 }
 

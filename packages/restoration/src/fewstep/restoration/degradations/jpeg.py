@@ -1,12 +1,13 @@
 """JPEG compression in torch: what quantisation does to the pictures of a batch, one quality each, on any device.
 
-4:2:0 with the standard's example tables and hard rounding of the coefficients. Nothing else of the format is needed:
-entropy coding loses nothing. Written out because kornia's codec rounds softly, to carry gradients.
+4:2:0 with the standard's example tables. Nothing else of the format is needed: entropy coding loses nothing. Written
+out because kornia's codec only rounds softly, to carry gradients; here coefficients are rounded unless that is wanted.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -62,20 +63,31 @@ def _dct(like: Tensor) -> Float[Tensor, "8 8"]:
     return matrix.to(like)
 
 
-def _quantized(plane: Float[Tensor, "b c h w"], table: Float[Tensor, "b 8 8"]) -> Float[Tensor, "b c h w"]:
+def soft_round(x: Tensor) -> Tensor:
+    """Return the nearest whole numbers plus the cube of what is left over: at most 1/8 off, and with a gradient."""
+    whole = x.round()
+    return whole + (x - whole) ** 3
+
+
+def _quantized(
+    plane: Float[Tensor, "b c h w"], table: Float[Tensor, "b 8 8"], rounded: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "b c h w"]:
     """Round the plane's 8x8 DCT coefficients to multiples of the table; sides are multiples of 8."""
     batch, channels, height, width = plane.shape
     dct = _dct(plane)
     blocks = plane.reshape(batch, channels, height // 8, 8, width // 8, 8).transpose(3, 4)
     step = table[:, None, None, None]
-    coefficients = (dct @ blocks @ dct.T / step).round() * step
+    coefficients = rounded(dct @ blocks @ dct.T / step) * step
     return (dct.T @ coefficients @ dct).transpose(3, 4).reshape(plane.shape)
 
 
-def jpeg(images: Float[Tensor, "b c h w"], quality: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+def jpeg(
+    images: Float[Tensor, "b c h w"], quality: Float[Tensor, " b"], *, soft: bool = False
+) -> Float[Tensor, "b c h w"]:
     """Return the RGB ``images`` as JPEG of ``quality`` 1..100 would give them back, clipped to [0, 1], same size.
 
-    Quality may be fractional. Sides that are no multiples of 16 are filled up with their edge pixels and cut again.
+    Quality may be fractional. ``soft``: coefficients are rounded by :func:`soft_round`, which lets gradients through.
+    Sides that are no multiples of 16 are filled up with their edge pixels and cut again.
     UserError for a quality out of range or another number of channels.
     """
     check_images(images, colour=True)
@@ -86,8 +98,9 @@ def jpeg(images: Float[Tensor, "b c h w"], quality: Float[Tensor, " b"]) -> Floa
     matrix = images.new_tensor(YCBCR)
     padded = F.pad(images, (0, -width % 16, 0, -height % 16), mode="replicate")
     planes = torch.einsum("dc,bchw->bdhw", matrix, padded * 255 - 128)
-    y = _quantized(planes[:, :1], light)
-    cbcr = _quantized(F.avg_pool2d(planes[:, 1:], 2), chroma)
+    rounded = soft_round if soft else torch.round
+    y = _quantized(planes[:, :1], light, rounded)
+    cbcr = _quantized(F.avg_pool2d(planes[:, 1:], 2), chroma, rounded)
     cbcr = cbcr.repeat_interleave(2, -1).repeat_interleave(2, -2)
     rgb = torch.einsum("dc,bchw->bdhw", torch.linalg.inv(matrix.double()).to(images), torch.cat([y, cbcr], 1))
     return ((rgb + 128) / 255)[..., :height, :width].clamp(0, 1)

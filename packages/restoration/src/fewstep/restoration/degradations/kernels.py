@@ -88,7 +88,7 @@ def pad_kernel(kernel: Float[Tensor, "b k k"], size: int) -> Float[Tensor, "b n 
     return F.pad(kernel, [(size - kernel.shape[-1]) // 2] * 4)
 
 
-def _reflected(length: int, margin: int, device: torch.device) -> Tensor:
+def reflected(length: int, margin: int, device: torch.device) -> Tensor:
     """Positions of a side extended by ``margin`` by reflection, without limit on the margin (as often as it takes)."""
     period = max(2 * (length - 1), 1)
     index = torch.arange(-margin, length + margin, device=device).remainder(period)
@@ -102,7 +102,7 @@ def blur(images: Float[Tensor, "b c h w"], kernel: Float[Tensor, "b k k"]) -> Fl
     margin = kernel.shape[-1] // 2
     _check_size(kernel.shape[-1])
     check(kernel.shape[0] == images.shape[0], f"blur: {kernel.shape[0]} kernels for {images.shape[0]} images")
-    rows, columns = (_reflected(side, margin, images.device) for side in images.shape[-2:])
+    rows, columns = (reflected(side, margin, images.device) for side in images.shape[-2:])
     padded = images.index_select(-2, rows).index_select(-1, columns)
     filtered: Tensor = filter2d(padded, kernel.to(images), padding="valid")
     return filtered

@@ -23,9 +23,10 @@ from fewstep.restoration.degradations.config import (
 )
 from fewstep.restoration.degradations.draws import chance, choice, draw, draw_final_kernels, draw_kernels, each
 from fewstep.restoration.degradations.images import check_images, to_8_bit
+from fewstep.restoration.degradations.jitter import jitter, luma
 from fewstep.restoration.degradations.jpeg import jpeg
 from fewstep.restoration.degradations.kernels import blur, gaussian_kernel
-from fewstep.restoration.degradations.noise import LUMA, gaussian_noise, poisson_noise
+from fewstep.restoration.degradations.noise import gaussian_noise, poisson_noise
 from fewstep.restoration.degradations.resize import INTERPOLATIONS, imresize, resize
 
 Image = Float[Tensor, "1 c h w"]
@@ -93,9 +94,8 @@ def _face(image: Image, config: FaceConfig, rng: Rng, target: Size) -> Image:
     image = resize(blur(image, kernel), size, "bilinear")
     image = gaussian_noise(image, draw(rng, "noise", config.noise) / 255, rng).clamp(0, 1)
     image = resize(jpeg(image, draw(rng, "jpeg", config.jpeg)), target, "bilinear")
-    if bool(chance(rng, "gray", config.gray)):
-        image = torch.einsum("c,bchw->bhw", image.new_tensor(LUMA), image)[:, None].expand_as(image)
-    return image
+    image = jitter(image, config.jitter, rng.fork("jitter"))
+    return luma(image).expand_as(image) if bool(chance(rng, "gray", config.gray)) else image
 
 
 def _degrade_one(image: Image, config: DegradationConfig, rng: Rng, scale: int) -> Image:

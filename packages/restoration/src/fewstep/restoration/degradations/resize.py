@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -42,6 +43,8 @@ def _cubic(x: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
     return torch.where(x <= 1, near, torch.where(x <= 2, far, torch.zeros_like(x)))
 
 
+@lru_cache(maxsize=64)  # the same few sizes, sample after sample; kept tensors are plain ones of the CPU
+@torch.inference_mode(False)
 def cubic_taps(length: int, out: int, scale: float) -> tuple[Float[Tensor, "n p"], Int[Tensor, "n p"]]:
     """Return weights (float64, rows of sum 1) and input positions of each of ``out`` samples of a side of ``length``.
 
@@ -49,9 +52,9 @@ def cubic_taps(length: int, out: int, scale: float) -> tuple[Float[Tensor, "n p"
     edge pixels repeated (MATLAB's symmetric padding).
     """
     stretch = max(1 / scale, 1.0)
-    centre = (torch.arange(out, dtype=torch.float64) + 0.5) / scale - 0.5
+    centre = (torch.arange(out, dtype=torch.float64, device="cpu") + 0.5) / scale - 0.5
     first = torch.floor(centre - 2 * stretch).long()
-    taps = first[:, None] + torch.arange(math.ceil(4 * stretch) + 2)
+    taps = first[:, None] + torch.arange(math.ceil(4 * stretch) + 2, device="cpu")
     weights = _cubic((centre[:, None] - taps) / stretch)
     mirrored = taps.remainder(2 * length)
     mirrored = torch.where(mirrored < length, mirrored, 2 * length - 1 - mirrored)
@@ -64,7 +67,9 @@ def _along(images: Tensor, axis: int, out: int, scale: float) -> Tensor:
     shape = [1, 1, 1, 1]
     shape[axis] = out
     result = images.new_zeros(())
-    for column in range(taps.shape[1]):  # tap by tap: a few images of memory, never out x taps
+    for column in (
+        torch.nonzero(weights.any(0)).flatten().tolist()
+    ):  # tap by tap: a few images of memory, never out x taps
         result = result + images.index_select(axis, taps[:, column]) * weights[:, column].view(shape)
     return result
 

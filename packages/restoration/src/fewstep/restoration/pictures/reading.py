@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ FREE_PIXELS = 2**24
 PIXELS_PER_BYTE = 4096
 ORIENTATION = 0x0112  # EXIF 2.32, table 4
 BITS_PER_SAMPLE = 0x0102
+GRAYS = ("1", "L", "LA", "La")
 
 # what Pillow's parsers raise besides on damaged headers
 DAMAGED = (*UNREADABLE, KeyError, IndexError, TypeError, OverflowError, MemoryError)
@@ -36,6 +40,32 @@ def read_picture(path: Path) -> Picture:
     into RGB without its profile, which is dropped. Raises UserError for files that are missing, empty, truncated, not
     images, larger than :data:`MAX_PIXELS` or far larger than their bytes can fill, and for colour TIFF of 16 bits.
     """
+    with _opened(path) as opened:
+        return _picture(path, opened)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its picture before it is unpacked: mode and bits as of `Picture`, height and width."""
+
+    mode: str
+    bits: int
+    size: tuple[int, int]
+
+
+def read_header(path: Path) -> Header:
+    """Return what :func:`read_picture` will find, without unpacking pixels; raises what it raises for bad headers."""
+    with _opened(path) as opened:
+        deep, wide = deep_type(path), opened.mode[0] in "IF"
+        gray = deep in (0, 4) if deep is not None else wide or opened.mode in GRAYS
+        mode = "CMYK" if opened.mode == "CMYK" else ("L" if gray else "RGB") + "A" * opened.has_transparency_data
+        size = opened.height, opened.width
+        turned = _exif(opened)[0] in (5, 6, 7, 8)
+        return Header(mode, 8 if deep is None and not wide else 16, size[::-1] if turned else size)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         size = path.stat().st_size
         check(path.is_file(), f"{path} is a folder: give an image file")
@@ -44,7 +74,7 @@ def read_picture(path: Path) -> Picture:
             warnings.simplefilter("ignore")  # sizes are checked here, and what cannot be read raises
             with Image.open(path, formats=FORMATS) as opened:
                 _check_size(path, opened, size)
-                return _picture(path, opened)
+                yield opened
     except UnidentifiedImageError as error:
         raise UserError(f"{path} is not an image; read are {', '.join(FORMATS)}") from error
     except DAMAGED as error:
@@ -93,7 +123,7 @@ def _values(path: Path, opened: Any) -> tuple[npt.NDArray[np.float32], int]:
         if not (np.isfinite(levels).all() and levels.min() >= 0 and levels.max() <= 1):
             raise ValueError("floating-point values outside of [0, 1]")
         return levels, 16
-    gray = opened.mode in ("1", "L", "LA", "La")
+    gray = opened.mode in GRAYS
     alpha = "A" if opened.has_transparency_data else ""
     values: npt.NDArray[np.float32] = np.array(opened.convert(("L" if gray else "RGB") + alpha), dtype=np.float32)
     values /= 255

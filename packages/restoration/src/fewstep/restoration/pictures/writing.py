@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
 from fewstep.core.data.writing import write_whole
 from fewstep.core.errors import UserError, check
 from fewstep.restoration.pictures.deep import write_deep
-from fewstep.restoration.pictures.picture import Picture
+from fewstep.restoration.pictures.picture import Picture, Raster, quantized
 
 # by suffix: Pillow's format, the modes it holds at 8 bits, and how it is written
 FORMATS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
@@ -26,32 +24,32 @@ FORMATS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
 }
 
 
-def write_picture(path: Path, picture: Picture) -> None:
+MOST_PIXELS = {"JPEG": 65500, "WEBP": 16383}  # a side, of libjpeg and of the WebP container
+
+
+def write_picture(path: Path, picture: Picture | Raster) -> None:
     """Write a picture in the format that the suffix names, values clamped to [0, 1] and rounded.
 
     16 bits are written as PNG, and as TIFF when gray. Raises UserError for a suffix that is unknown or whose format
     holds no such picture, for values that are not finite, and for places that cannot be written to.
     """
-    suffix = path.suffix.lower()
-    check(suffix in FORMATS, f"{path}: no format is called '{suffix}', valid: {', '.join(FORMATS)}")
-    name, modes, settings = FORMATS[suffix]
-    deep = name == "PNG" or (name == "TIFF" and picture.mode == "L")
-    held = picture.mode in modes and (picture.bits == 8 or deep)
-    check(held, f"{path}: {name} does not hold {picture.mode} of {picture.bits} bits, {_advice(picture)}")
-    values = _values(path, picture)
+    check_holds(path, picture.mode, picture.bits, picture.size)
+    raster = picture if isinstance(picture, Raster) else _raster(path, picture)
+    name, _, settings = FORMATS[path.suffix.lower()]
     metadata: dict[str, bytes] = {}
-    if picture.exif and name != "TIFF":
-        metadata["exif"] = picture.exif
-    if picture.icc:
-        metadata["icc_profile"] = picture.icc
+    if raster.exif and name != "TIFF":
+        metadata["exif"] = raster.exif
+    if raster.icc:
+        metadata["icc_profile"] = raster.icc
 
     def write(aside: Path) -> None:
-        if picture.bits == 16 and name == "PNG":
-            write_deep(aside, values, picture.exif, picture.icc)
+        values = raster.values
+        if raster.bits == 16 and name == "PNG":
+            write_deep(aside, values, raster.exif, raster.icc)
             return
         image = Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values)
-        if picture.bits == 8 and image.mode != picture.mode:
-            image = image.convert(picture.mode)
+        if raster.bits == 8 and image.mode != raster.mode:
+            image = image.convert(raster.mode)
         image.save(aside, format=name, **settings, **metadata)
 
     try:
@@ -61,15 +59,28 @@ def write_picture(path: Path, picture: Picture) -> None:
         raise UserError(f"{path} cannot be written ({reason}): give another place or format") from error
 
 
-def _advice(picture: Picture) -> str:
-    return "write .tif or .jpg" if picture.mode == "CMYK" else "write .png"
+def holds(suffix: str, mode: str, bits: int) -> bool:
+    """Return whether files of a suffix hold pictures of a mode and depth; False for an unknown suffix."""
+    if suffix.lower() not in FORMATS:
+        return False
+    name, modes, _ = FORMATS[suffix.lower()]
+    deep = name == "PNG" or (name == "TIFF" and mode == "L")
+    return mode in modes and (bits == 8 or deep)
 
 
-def _values(path: Path, picture: Picture) -> npt.NDArray[Any]:
-    """Return "h w c" as unsigned integers of the depth of the picture."""
+def check_holds(path: Path, mode: str, bits: int, size: tuple[int, int]) -> None:
+    """Raise UserError when the format that the suffix names is unknown or holds no picture of mode, depth and size."""
+    suffix = path.suffix.lower()
+    check(suffix in FORMATS, f"{path}: no format is called '{suffix}', valid: {', '.join(FORMATS)}")
+    name = FORMATS[suffix][0]
+    advice = "write .tif or .jpg" if mode == "CMYK" else "write .png"
+    check(holds(suffix, mode, bits), f"{path}: {name} does not hold {mode} of {bits} bits, {advice}")
+    most = MOST_PIXELS.get(name, 2**31 - 1)
+    check(max(size) <= most, f"{path}: {name} holds sides of at most {most} pixels, got {max(size)}: {advice}")
+
+
+def _raster(path: Path, picture: Picture) -> Raster:
     parts = [picture.colours] if picture.alpha is None else [picture.colours, picture.alpha]
     x = torch.cat([part.detach().cpu().float() for part in parts])
     check(bool(x.isfinite().all()), f"{path}: the picture to write holds values that are not finite, try float32")
-    most = 2**picture.bits - 1
-    steps = (x.clamp(0, 1) * most).round().permute(1, 2, 0).numpy()
-    return np.ascontiguousarray(steps.astype(np.uint8 if picture.bits == 8 else np.uint16))
+    return Raster(values=quantized(x, picture.bits), mode=picture.mode, exif=picture.exif, icc=picture.icc)
