@@ -1,0 +1,86 @@
+"""Crops of pictures and pairs: random ones that show something, fixed ones to evaluate on, mirrored and turned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fewstep.core.rng import Rng
+from fewstep.restoration.data.examples import Example, Pixels, to_float
+from fewstep.restoration.data.settings import DataConfig
+from fewstep.restoration.degradations.noise import LUMA
+
+CENTRE = (0.5, 0.5)
+
+
+def _mirrored(length: int, out: int) -> Tensor:
+    """Positions of a side continued to ``out`` by mirroring, edge pixels repeated, as often as it takes."""
+    index = torch.arange(out) % (2 * length)
+    return torch.minimum(index, 2 * length - 1 - index)
+
+
+def extended(picture: Pixels, height: int, width: int) -> Pixels:
+    """Return a picture of at least this size: what is missing below and to the right is its mirror image.
+
+    Not enlarged, which would teach that good pictures are blurred. Edge pixels are repeated, so that both pictures of a
+    pair stay aligned.
+    """
+    h, w = int(picture.shape[1]), int(picture.shape[2])
+    if h < height:
+        picture = picture.index_select(1, _mirrored(h, height))
+    if w < width:
+        picture = picture.index_select(2, _mirrored(w, width))
+    return picture
+
+
+def gradient(crop: Float[Tensor, "3 h w"]) -> float:
+    """Return how much the luma changes from a pixel to the next, on average over both directions; 0 for one pixel."""
+    luma = torch.einsum("c,chw->hw", crop.new_tensor(LUMA), crop)
+    steps = [luma.diff(dim=axis).abs().mean() for axis in (0, 1) if luma.shape[axis] > 1]
+    return float(torch.stack(steps).mean()) if steps else 0.0
+
+
+def crop_example(example: Example, size: int, corner: Sequence[float], scale: int = 1) -> Example:
+    """Return the ``size`` x ``size`` crop, float in [0, 1], whose place is given by two fractions; pairs stay aligned.
+
+    ``scale``: of a pair, which ``size`` is a multiple of; 1 for a single picture. Pictures too small are mirrored.
+    """
+    hr = extended(example.hr, size, size)
+    small = size // scale
+    top, left = (
+        min(int(f * (whole // scale - small + 1)), whole // scale - small)
+        for f, whole in zip(corner, hr.shape[1:], strict=True)
+    )
+    large = to_float(hr[:, scale * top : scale * top + size, scale * left : scale * left + size])
+    if example.lq is None:
+        return Example(large)
+    lq = extended(example.lq, small, small)
+    return Example(large, to_float(lq[:, top : top + small, left : left + small]))
+
+
+def random_crop(example: Example, config: DataConfig, rng: Rng, scale: int = 1) -> Example:
+    """Return a random crop, mirrored and turned as ``config`` allows; ``rng``: of this one sample.
+
+    Of the places drawn, the first whose crop is not flat is taken, or the least flat one.
+    """
+    first, *others = rng.uniform("corner", (config.tries, 2))[0].tolist()
+    best = crop_example(example, config.crop, first, scale)
+    most = gradient(best.hr) if others else 1.0
+    for corner in others:
+        if most >= config.min_gradient:
+            break
+        crop = crop_example(example, config.crop, corner, scale)
+        if (found := gradient(crop.hr)) > most:
+            best, most = crop, found
+    mirror = config.flip and float(rng.uniform("flip")[0]) < 0.5
+    turns = int(rng.integers("turns", 4)[0]) if config.rotate else 0
+    return Example(moved(best.hr, mirror, turns), None if best.lq is None else moved(best.lq, mirror, turns))
+
+
+def moved(x: Float[Tensor, "3 h w"], mirror: bool, turns: int) -> Float[Tensor, "3 k l"]:
+    """Return a picture mirrored from left to right, then turned by quarters."""
+    x = x.flip(2) if mirror else x
+    return torch.rot90(x, turns, (1, 2)).contiguous()

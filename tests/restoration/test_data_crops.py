@@ -1,0 +1,102 @@
+"""Crops: pairs stay aligned, flat places are avoided, small pictures are mirrored, never enlarged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from restoration.data_bed import config, noise
+from torch.testing import assert_close
+
+from fewstep.core.rng import Rng
+from fewstep.restoration.data.crops import crop_example, extended, gradient, moved, random_crop
+from fewstep.restoration.data.examples import Example
+
+
+def pair(height: int, width: int, scale: int) -> Example:
+    """A bad picture of which no two pixels are alike, and the good one of it, every pixel ``scale`` times a side."""
+    lq = torch.from_numpy(noise(height, width)).permute(2, 0, 1)
+    return Example(lq.repeat_interleave(scale, 1).repeat_interleave(scale, 2), lq)
+
+
+@given(
+    height=st.integers(1, 12), width=st.integers(1, 12), scale=st.integers(1, 4), small=st.integers(1, 9),
+    step=st.integers(0, 50), flip=st.booleans(), rotate=st.booleans(),
+)  # fmt: skip
+def test_crops_of_pairs_stay_aligned(height, width, scale, small, step, flip, rotate):
+    settings = config(crop=small * scale, flip=flip, rotate=rotate)
+    crop = random_crop(pair(height, width, scale), settings, Rng(0, step, (0,)), scale)
+    assert crop.lq.shape == (3, small, small)
+    assert crop.hr.dtype == crop.lq.dtype == torch.float32
+    assert torch.equal(crop.hr, crop.lq.repeat_interleave(scale, 1).repeat_interleave(scale, 2))
+
+
+@given(h=st.integers(1, 9), w=st.integers(1, 9), height=st.integers(1, 40), width=st.integers(1, 40))
+def test_small_pictures_are_mirrored_with_their_edges_repeated(h, w, height, width):
+    pixels = noise(h, w)
+    out = extended(torch.from_numpy(pixels).permute(2, 0, 1), height, width)
+    grow = ((0, max(0, height - h)), (0, max(0, width - w)), (0, 0))
+    assert torch.equal(out.permute(1, 2, 0), torch.from_numpy(np.pad(pixels, grow, mode="symmetric")))
+
+
+def test_every_place_is_reached_and_none_beyond():
+    picture = Example(torch.from_numpy(noise(5, 6)).permute(2, 0, 1))
+    corners = [(a, b) for a in np.linspace(0, 0.9999, 40) for b in np.linspace(0, 0.9999, 40)]
+    found = {crop_example(picture, 4, corner).hr.numpy().tobytes() for corner in corners}
+    assert len(found) == 2 * 3
+    middle = crop_example(Example(picture.hr[:, :, :4].repeat(1, 1, 2)), 4, (0.5, 0.5))
+    assert middle.hr.shape == (3, 4, 4)
+
+
+def test_the_gradient_is_the_mean_step_of_luma():
+    ramp = torch.arange(8.0).expand(3, 4, 8) / 100  # 0.01 a column, nothing from row to row
+    assert gradient(ramp) == pytest.approx(0.005)
+    assert gradient(ramp.transpose(1, 2)) == pytest.approx(0.005)
+    assert gradient(torch.full((3, 5, 5), 0.7)) == 0
+    assert gradient(torch.rand(3, 1, 1)) == 0
+    assert gradient(ramp[:, :1]) == pytest.approx(0.01)
+    shifted = ramp + torch.tensor([0.587, -0.299, 0.0])[:, None, None]  # colour alone
+    assert gradient(shifted) == pytest.approx(0.005, abs=1e-6)
+
+
+def spot() -> Example:
+    """A flat picture but for its left quarter."""
+    hr = torch.full((3, 32, 128), 128, dtype=torch.uint8)
+    hr[:, :, :32] = torch.from_numpy(noise(32, 32)).permute(2, 0, 1)
+    return Example(hr)
+
+
+def test_flat_places_are_avoided_and_the_best_is_kept():
+    def lively(**settings) -> float:
+        made = [gradient(random_crop(spot(), config(**settings), Rng(0, step, (0,))).hr) for step in range(200)]
+        return float(np.mean([value > 0.005 for value in made]))
+
+    chance = 32 / 113  # of the places of a crop of 16 pixels, those that touch what is not flat
+    assert lively(tries=1) == pytest.approx(chance, abs=0.1)
+    assert lively(min_gradient=0) == lively(tries=1)
+    assert lively(tries=8) == pytest.approx(1 - (1 - chance) ** 8, abs=0.07)
+    # a threshold nothing reaches: the liveliest of all places drawn
+    rng = Rng(3, 1, (0,))
+    best = random_crop(spot(), config(tries=6, min_gradient=0.99, flip=False), rng)
+    drawn = [crop_example(spot(), 16, corner).hr for corner in rng.uniform("corner", (6, 2))[0].tolist()]
+    assert torch.equal(best.hr, max(drawn, key=gradient))
+
+
+def test_flips_and_turns_are_the_eight_symmetries_equally_often():
+    picture = torch.from_numpy(noise(16, 16)).permute(2, 0, 1)
+    eight = {moved(picture.float() / 255, m, k).numpy().tobytes(): 0 for m in (False, True) for k in range(4)}
+    assert len(eight) == 8
+    for step in range(400):
+        crop = random_crop(Example(picture), config(rotate=True), Rng(0, step, (0,)))
+        eight[crop.hr.numpy().tobytes()] += 1
+    assert min(eight.values()) > 25  # of 50
+    still = random_crop(Example(picture), config(flip=False), Rng(0, 0, (0,))).hr
+    assert_close(still, picture.float() / 255)
+
+
+def test_a_single_pixel_becomes_a_crop():
+    crop = random_crop(Example(torch.tensor([[[10]], [[20]], [[30]]], dtype=torch.uint8)), config(), Rng(0, 0, (0,)))
+    assert crop.hr.shape == (3, 16, 16)
+    assert torch.equal(crop.hr.flatten(1).unique(dim=1)[:, 0] * 255, torch.tensor([10.0, 20, 30]))
