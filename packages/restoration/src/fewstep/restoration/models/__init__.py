@@ -1,0 +1,1 @@
+"""Networks of restoration, the spaces they work in, and their files."""
