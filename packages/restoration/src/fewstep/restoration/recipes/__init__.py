@@ -1,0 +1,1 @@
+"""Methods for restoration; those for any domain are in :mod:`fewstep.core.recipes`."""
