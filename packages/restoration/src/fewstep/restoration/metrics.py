@@ -16,11 +16,16 @@ WINDOW = 11  # pixels of the Gaussian of 1.5, which kornia fixes
 
 def protocol(crop: int) -> str:
     """Return in one sentence how :func:`psnr_y` and :func:`ssim_y` measure."""
-    border = f"{crop} pixels cut from every border" if crop else "no border cut"
     return (
-        f"Y of BT.601 in [16, 235] (MATLAB rgb2ycbcr, not rounded) of pictures rounded to 8 bits, {border}; PSNR with "
-        f"peak 255; SSIM with an {WINDOW}x{WINDOW} Gaussian of 1.5, K 0.01 and 0.03, range 255, valid positions only"
+        f"Y of BT.601 in [16, 235] (MATLAB rgb2ycbcr, not rounded) of pictures rounded to 8 bits, {border(crop)}; "
+        f"PSNR with peak 255; SSIM with an {WINDOW}x{WINDOW} Gaussian of 1.5, K 0.01 and 0.03, range 255, "
+        "valid positions only"
     )
+
+
+def border(crop: int) -> str:
+    """Return in words what is cut from pictures before they are measured."""
+    return f"{crop} pixels cut from every border" if crop else "no border cut"
 
 
 def luma(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
@@ -34,7 +39,7 @@ def psnr_y(x: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"], *, 
 
     Raises UserError for pictures of different shapes or with nothing left after ``crop``.
     """
-    ours, theirs = _pair(x, reference, crop, least=1)
+    ours, theirs = luma_pair(x, reference, crop, least=1)
     error = (ours - theirs).square().mean(dim=(1, 2, 3))
     return 10 * torch.log10(PEAK**2 / error)
 
@@ -46,13 +51,16 @@ def ssim_y(x: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"], *, 
     """
     from kornia.metrics import ssim
 
-    ours, theirs = _pair(x, reference, crop, least=WINDOW)
+    ours, theirs = luma_pair(x, reference, crop, least=WINDOW)
     values: Tensor = ssim(ours, theirs, WINDOW, max_val=PEAK, eps=0.0, padding="valid")
     return values.mean(dim=(1, 2, 3))
 
 
-def _pair(x: Tensor, reference: Tensor, crop: int, least: int) -> tuple[Tensor, Tensor]:
-    """Return the lumas of both pictures without their borders."""
+def luma_pair(x: Tensor, reference: Tensor, crop: int, least: int) -> tuple[Tensor, Tensor]:
+    """Return the lumas of both pictures without ``crop`` pixels at every border.
+
+    Raises UserError for pictures of different shapes, or with fewer than ``least`` pixels a side left.
+    """
     shapes = f"pictures of {tuple(x.shape)} and {tuple(reference.shape)} (batch, channels, height, width)"
     check(x.shape == reference.shape and x.shape[1] in (1, 3), f"{shapes} cannot be compared: give equal sizes")
     check(crop >= 0, f"crop: must be at least 0, got {crop}")
