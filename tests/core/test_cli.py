@@ -230,7 +230,7 @@ def test_tables_align_numbers_to_the_right():
 
 
 def test_a_demo_belongs_to_a_domain(capsys):
-    assert main(["demo", "restoration"]) == USER_ERROR
+    assert main(["demo", "threed"]) == USER_ERROR
     assert "no demo" in capsys.readouterr().err
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 from fewstep.core.errors import check, nearest
 
 LEVELS = 5
+REACH = 2**LEVELS - 1  # pixels beyond which wavelet and lab do not look
 FLAT = 1e-6  # the least standard deviation that is stretched
 
 
@@ -35,7 +36,7 @@ def unchanged(x: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"]) 
 
 def wavelet(x: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     """Return the details of ``x`` on the low frequencies of ``reference`` (StableSR, arXiv 2305.07015)."""
-    return x - low_frequencies(x) + low_frequencies(reference)
+    return x + low_frequencies(reference - x)  # blurring is linear
 
 
 def adain(x: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

@@ -57,21 +57,39 @@ def blend_weights(length: int, tiles: Tiles, scale: int) -> list[tuple[int, Floa
 
     The sum over a grid of tiles is the product of the sums along its axes, so weights of a tile are products too.
     """
-    side = min(tiles.side, length)
     starts = tile_starts(length, tiles.side, tiles.overlap)
+    return _weights([(start, min(start + tiles.side, length)) for start in starts], length, tiles.halo, scale)
+
+
+def even_weights(length: int, tiles: Tiles, scale: int, multiple: int) -> list[tuple[int, Float[Tensor, "l"]]]:
+    """Return what :func:`blend_weights` does for tiles of nearly one size that begin at multiples of ``multiple``.
+
+    They are as few as ``tiles.side`` allows and only the last one may be shorter, so that little is done twice. Side
+    and overlap must be multiples too, and the side the larger.
+    """
+    overlap = tiles.overlap
+    count = -(-(length - overlap) // (tiles.side - overlap))
+    if count <= 1:
+        return _weights([(0, length)], length, 0, scale)
+    stride = -(-(length - overlap) // (count * multiple)) * multiple
+    spans = [(start, min(start + stride + overlap, length)) for start in range(0, length - overlap, stride)]
+    return _weights(spans, length, tiles.halo, scale)
+
+
+def _weights(spans: list[tuple[int, int]], length: int, halo: int, scale: int) -> list[tuple[int, Float[Tensor, "l"]]]:
     weights = []
     total = torch.zeros(length * scale, dtype=torch.float64)
-    for start in starts:
-        weight = window(side * scale)
+    for start, stop in spans:
+        weight = window((stop - start) * scale)
         if start > 0:
-            weight[: tiles.halo * scale] = 0
-        if start + side < length:
-            weight[(side - tiles.halo) * scale :] = 0
+            weight[: halo * scale] = 0
+        if stop < length:
+            weight[(stop - start - halo) * scale :] = 0
         weights.append(weight)
-        total[start * scale : (start + side) * scale] += weight
+        total[start * scale : stop * scale] += weight
     return [
-        (start, (weight / total[start * scale : (start + side) * scale]).float())
-        for start, weight in zip(starts, weights, strict=True)
+        (start, (weight / total[start * scale : stop * scale]).float())
+        for (start, stop), weight in zip(spans, weights, strict=True)
     ]
 
 

@@ -1,0 +1,82 @@
+"""The verbs the restoration domain adds to the command line; loads no library until one runs."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from fewstep.core.cli.verbs import counts, positive
+from fewstep.core.verb import Verb
+from fewstep.restoration.cli.comparing import compare, compare_arguments
+from fewstep.restoration.cli.degrading import degrade, degrade_arguments
+from fewstep.restoration.cli.evaluating import evaluate, evaluate_arguments
+from fewstep.restoration.cli.preparing import prepare_targets, prepare_targets_arguments
+from fewstep.restoration.cli.scales import distill_scales, distill_scales_arguments
+from fewstep.restoration.cli.upscaling import upscale, upscale_arguments
+
+
+def _demo_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo-restoration"), metavar="DIR", help="(runs/demo-restoration)"
+    )
+    parser.add_argument("--from-scratch", action="store_true", help="train the teacher too, which takes longer")
+
+
+def _demo(args: Namespace) -> None:
+    from fewstep.restoration.cli.demo import run_demo
+
+    run_demo(args)
+
+
+def _look_arguments(parser: ArgumentParser, n: int) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
+    parser.add_argument("-n", type=positive, default=n, metavar="N", help=f"held-out crops ({n})")
+    parser.add_argument("--steps", type=counts, metavar="K,K", help="step counts (those the student is shown at)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+
+
+def _sample_arguments(parser: ArgumentParser) -> None:
+    _look_arguments(parser, 6)
+    parser.add_argument("--teacher-steps", type=counts, metavar="K,K", help="show the teacher too, at these steps")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the picture (RUN/samples.png)")
+    parser.set_defaults(prompt=None, prompts=None)
+
+
+def _sample(args: Namespace) -> None:
+    from fewstep.core.cli.looking import sample
+
+    sample(args)
+
+
+def _eval_arguments(parser: ArgumentParser) -> None:
+    _look_arguments(parser, 64)
+    parser.add_argument("--teacher-steps", type=counts, default=(1, 4, 15), metavar="K,K", help="(1,4,15)")
+    parser.add_argument("--solver", default="ddim", help="of the teacher: ddim is deterministic, ddpm ancestral (ddim)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the numbers as JSON (RUN/evaluation.json)")
+
+
+def _eval(args: Namespace) -> None:
+    from fewstep.core.cli.looking import evaluate as evaluate_run
+
+    evaluate_run(args)
+
+
+VERBS = {
+    "demo": Verb("train a one-step student on photos in minutes, and look at it", _demo_arguments, _demo),
+    "upscale": Verb("magnify and restore pictures: files and folders", upscale_arguments, upscale),
+    "degrade": Verb("make low-quality pictures of good ones, as training does", degrade_arguments, degrade),
+    "evaluate": Verb("measure restored pictures, or models, against the originals", evaluate_arguments, evaluate),
+    "compare": Verb("put pictures side by side, or under a slider in a page", compare_arguments, compare),
+    "sample": Verb("draw a run's student on crops of held-out pictures", _sample_arguments, _sample),
+    "eval": Verb("measure a run's student, and its teacher, on crops of held-out pictures", _eval_arguments, _eval),
+    "prepare-targets": Verb(
+        "let a teacher restore training crops, once, for students to learn from",
+        prepare_targets_arguments,
+        prepare_targets,
+    ),
+    "distill-scales": Verb(
+        "train one-step students up a chain of magnifications, each by the one before",
+        distill_scales_arguments,
+        distill_scales,
+    ),
+}
