@@ -1,0 +1,1 @@
+"""How single frames look: choosing and augmenting them, and telling them from the pictures of an image set."""

@@ -1,0 +1,1 @@
+"""Methods for video; those for any domain are in :mod:`fewstep.core.recipes`."""

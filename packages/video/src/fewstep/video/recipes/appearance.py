@@ -1,0 +1,159 @@
+"""The appearance half of motion-consistency distillation: frames against pictures (MCM, arXiv 2406.06890)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fewstep.core.denoiser import Cond
+from fewstep.core.errors import UserError, check
+from fewstep.core.losses.adversarial import Unpaired, discriminator_loss, generator_loss, interpolate
+from fewstep.core.recipe import Actors, LossTerms
+from fewstep.core.rng import Rng
+from fewstep.core.tensors import sample_mean
+from fewstep.video.appearance.augment import DRAWS, augment_frames
+from fewstep.video.appearance.discriminator import FrameDiscriminator, FrameDiscriminatorConfig, feature_penalty
+from fewstep.video.appearance.picks import distinct_frames, pick_frames, segment_frames
+
+IMAGES, CAPTION, IMAGE_CAPTION = "images", "caption", "image_caption"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppearanceConfig:
+    """How frames are judged.
+
+    ``weight``: of the student's adversarial loss beside the motion loss; 0: no discriminator. ``start``: the step from
+    which the student feels it. ``real``: ``images`` of the image set, or frames of the training clips themselves
+    (``clip``: distillation alone). ``frames``: of each clip that are looked at. ``loss``: MCM's clamped loss is
+    ``hinge`` less a constant. ``penalty_weight``: of the gradient penalty. ``augment``: frames and images before they
+    are seen. ``discriminator``: the small network.
+    """
+
+    weight: float = 1.0
+    start: int = 0
+    real: Literal["images", "clip"] = "images"
+    frames: int = 2
+    loss: Unpaired = "hinge"
+    penalty_weight: float = 1e-5
+    augment: bool = True
+    discriminator: FrameDiscriminatorConfig = FrameDiscriminatorConfig()
+
+    def __post_init__(self) -> None:
+        check(self.weight >= 0, f"appearance.weight must not be negative, got {self.weight:g}")
+        check(self.frames >= 1, f"appearance.frames must be at least 1, got {self.frames}")
+        check(self.penalty_weight >= 0, f"appearance.penalty_weight must not be negative, got {self.penalty_weight:g}")
+
+
+class _Seen(NamedTuple):
+    """Frames "n c h w" as the discriminator sees them, and each one's caption "n e" (None: it is told none)."""
+
+    frames: Tensor
+    caption: Tensor | None
+
+
+def network_condition(cond: Cond) -> Cond:
+    """Return a condition without what is for the discriminator only."""
+    return {name: value for name, value in cond.items() if name not in (IMAGES, CAPTION, IMAGE_CAPTION)}
+
+
+class Appearance:
+    """Judges single frames of clips.
+
+    Of a batch's condition it reads ``images`` "b n c h w" in [-1, 1] and, for discriminators that are told captions,
+    their embeddings: ``caption`` "b e" of the clips, ``image_caption`` "b e" of the images. ``actors.roles`` may have a
+    ``decoder``, a module from single latent frames "n c h w" to pixels in [-1, 1], through which gradients flow.
+    """
+
+    def __init__(self, config: AppearanceConfig, actors: Actors) -> None:
+        found = actors.roles["discriminator"]
+        if not isinstance(found, FrameDiscriminator):
+            raise UserError(f"role 'discriminator' must be a FrameDiscriminator, got {type(found).__name__}")
+        self.config, self.actors, self.discriminator = config, actors, found
+
+    def student_loss(self, clip: Float[Tensor, "b c f h w"], cond: Cond, rng: Rng) -> Float[Tensor, " b"]:
+        """Return the adversarial loss of some frames of each clip."""
+        fake = self.generated(clip, cond, rng)
+        return generator_loss(self.logits(fake, len(clip)), self.config.loss)
+
+    def discriminator_terms(
+        self, clip: Float[Tensor, "b c f h w"], x0: Float[Tensor, "b c f h w"] | None, cond: Cond, rng: Rng
+    ) -> LossTerms:
+        """Return the discriminator's loss on a detached clip, the gradient penalty, and how often it is right."""
+        config, size = self.config, len(clip)
+        with torch.no_grad():
+            fake = self.generated(clip, cond, rng)
+            real = self.real(x0, cond, rng)
+        on_real, on_fake = self.logits(real, size), self.logits(fake, size)
+        terms = {"discriminator": discriminator_loss(on_real, on_fake, config.loss)}
+        if config.penalty_weight > 0:
+            terms["penalty"] = self.penalty(real, fake, size, rng)
+        right = (on_real > 0).double().mean(1) / 2 + (on_fake < 0).double().mean(1) / 2
+        metrics = {"real_logit": sample_mean(on_real), "fake_logit": sample_mean(on_fake), "accuracy": right}
+        metrics["margin"] = metrics["real_logit"] - metrics["fake_logit"]
+        weights = {"penalty": config.penalty_weight}
+        return LossTerms(terms, weights, {name: value.detach() for name, value in metrics.items()})
+
+    def logits(self, seen: _Seen, size: int) -> Float[Tensor, "b p"]:
+        """Return the logits of all frames of each of ``size`` samples."""
+        found: Tensor = self.discriminator(seen.frames, seen.caption)
+        return found.reshape(size, -1)
+
+    def generated(self, clip: Float[Tensor, "b c f h w"], cond: Cond, rng: Rng) -> _Seen:
+        """Return distinct random frames of a clip, decoded."""
+        picks = distinct_frames(rng.uniform("frames", (clip.shape[2],)), self.config.frames)
+        return self.seen(self.decoded(pick_frames(clip, picks.to(clip.device))), cond.get(CAPTION), "fake", rng)
+
+    def real(self, x0: Float[Tensor, "b c f h w"] | None, cond: Cond, rng: Rng) -> _Seen:
+        """Return images of the image set, or frames of the training clips; UserError where there are none."""
+        if self.config.real == "images":
+            images = cond.get(IMAGES)
+            if images is None:
+                raise UserError(
+                    "recipe.appearance.real is images and the batch has none: give the domain an image set, or set "
+                    "it to clip"
+                )
+            return self.seen(images.flatten(0, 1), cond.get(IMAGE_CAPTION), "real", rng)
+        if x0 is None:
+            raise UserError("recipe.appearance.real is clip and the data has no clips: give clips, or an image set")
+        picks = segment_frames(rng.uniform("segments", (self.config.frames,)), x0.shape[2])
+        return self.seen(self.decoded(pick_frames(x0, picks.to(x0.device))), cond.get(CAPTION), "real", rng)
+
+    def decoded(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k v u"]:
+        """Return the pixels of single frames: the frames themselves where the domain has no decoder."""
+        decoder = self.actors.roles.get("decoder")
+        found: Tensor = latents if decoder is None else decoder(latents)
+        return found
+
+    def seen(self, frames: Tensor, caption: Tensor | None, stream: str, rng: Rng) -> _Seen:
+        """Return frames augmented, each with its clip's caption."""
+        each = len(frames) // len(rng.ids)
+        if self.config.augment:
+            frames = augment_frames(frames, rng.uniform(f"augment/{stream}", (each, DRAWS)).flatten(0, 1))
+        told = self.config.discriminator.caption > 0
+        return _Seen(frames, caption.repeat_interleave(each, 0) if told and caption is not None else None)
+
+    def penalty(self, real: _Seen, fake: _Seen, size: int, rng: Rng) -> Float[Tensor, " b"]:
+        """Return the gradient penalty halfway between real and generated frames, as many as there are of both."""
+        each = min(len(real.frames), len(fake.frames)) // size
+        ours, theirs = (_first(seen.frames, size, each) for seen in (real, fake))
+        check(
+            ours.shape == theirs.shape,
+            f"images are {list(ours.shape[1:])} and decoded frames {list(theirs.shape[1:])}: the gradient penalty "
+            "mixes them: prepare images of the frames' size",
+        )
+        u = rng.uniform("penalty", (each,)).flatten()
+        with torch.no_grad():
+            features = self.discriminator.features(interpolate(ours, theirs, u))
+        features = [feature.detach().requires_grad_() for feature in features]
+        caption = None if real.caption is None else _first(real.caption, size, each)
+        logits = self.discriminator.head_logits(features, caption)
+        return sample_mean(feature_penalty(logits, features).reshape(size, each))
+
+
+def _first(x: Tensor, size: int, each: int) -> Tensor:
+    """The first ``each`` of the rows that belong to each of ``size`` samples."""
+    return x.reshape(size, -1, *x.shape[1:])[:, :each].flatten(0, 1)
