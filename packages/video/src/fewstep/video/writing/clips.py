@@ -1,0 +1,108 @@
+"""Clips written as video files, whole or not at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from fewstep.core.data.writing import write_whole
+from fewstep.core.errors import UserError, check, nearest
+
+# a codec's encoder and its settings: near what the eye can tell, quick rather than small; no HEVC, whose encoder x265
+# corrupts memory at pictures smaller than its blocks of 64 pixels
+CODECS: dict[str, tuple[str, dict[str, str]]] = {
+    "h264": ("libx264", {"crf": "17", "preset": "veryfast"}),
+    "mpeg4": ("mpeg4", {"qmin": "2", "qmax": "2"}),
+}
+CONTAINERS = (".mp4", ".mov", ".mkv")
+SMPTE170M, LIMITED = (
+    6,
+    1,
+)  # colours as converters make them of RGB when nothing is said, and players guess at small sizes
+MAX_SIDE = 16384
+MAX_FPS = 1000
+GIF_MAX_FPS = 50  # browsers slow down what is faster
+
+
+def write_clip(path: Path, frames: UInt8[Tensor, "f 3 h w"], fps: float | Fraction, *, codec: str = "h264") -> None:
+    """Write frames as a video: .mp4, .mov or .mkv by a codec of CODECS, or .gif.
+
+    Videos hold colours at half the resolution (4:2:0), which every player shows, and therefore only even sizes: the
+    last row or column of an odd size is repeated once. A .gif has 256 colours a frame, keeps any size, and shows equal
+    frames in a row as one that lasts longer. The same frames give the same bytes on any number of cores. Raises
+    UserError for what cannot be written, and leaves an earlier file of that name in place then.
+    """
+    check(
+        frames.ndim == 4 and frames.shape[1] == 3 and frames.dtype == torch.uint8,
+        f"{path}: a clip must be 8-bit colour frames 'f 3 h w', found {frames.dtype} of shape {tuple(frames.shape)}",
+    )
+    check(min(frames.shape) > 0, f"{path}: a clip of shape {tuple(frames.shape)} has nothing to write; give frames")
+    check(max(frames.shape[2:]) <= MAX_SIDE, f"{path}: frames of more than {MAX_SIDE} pixels a side; make them smaller")
+    good = math.isfinite(fps) and 0 < fps <= MAX_FPS
+    check(good, f"{path}: fps={fps} must be above 0 and at most {MAX_FPS}")
+    suffix = path.suffix.lower()
+    if suffix == ".gif":
+        check(fps <= GIF_MAX_FPS, f"{path}: a .gif shows at most {GIF_MAX_FPS} frames a second, not {fps}; write .mp4")
+    else:
+        known = ", ".join((*CONTAINERS, ".gif"))
+        check(suffix in CONTAINERS, f"{path}: no video file is called '{suffix or path.name}'; name it {known}")
+        check(codec in CODECS, f"{path}: codec '{codec}' is unknown; {nearest(codec, CODECS)}")
+    pixels = np.ascontiguousarray(frames.detach().cpu().permute(0, 2, 3, 1).numpy())
+    if suffix == ".gif":
+        write_or_refuse(path, lambda aside: _gif(aside, pixels, float(fps)))
+    else:
+        rate = Fraction(fps).limit_denominator(1001)
+        write_or_refuse(path, lambda aside: _encode(aside, pixels, rate, codec))
+
+
+def write_or_refuse(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file whole or not at all, its folder made; UserError where disk or encoder refuses."""
+    from av.error import FFmpegError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, write)
+    except (OSError, FFmpegError) as error:  # most of FFmpeg's errors are no OSError
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"{path}: cannot be written ({reason}); choose another place, or free some space") from error
+
+
+def _encode(path: Path, pixels: np.ndarray[Any, np.dtype[np.uint8]], rate: Fraction, codec: str) -> None:
+    import av
+
+    encoder, options = CODECS[codec]
+    odd = [(0, size % 2) for size in pixels.shape[1:3]]
+    if any(more for _, more in odd):
+        pixels = np.pad(pixels, ((0, 0), *odd, (0, 0)), mode="edge")
+    if encoder not in av.codecs_available:
+        raise UserError(f"{path}: this build of PyAV has no {encoder}; give one of {', '.join(CODECS)}, or install av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(encoder, rate=rate, options=options)
+        stream.height, stream.width = pixels.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.thread_count = 1
+        context.colorspace, context.color_range = SMPTE170M, LIMITED
+        for index, image in enumerate(pixels):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = index, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _gif(path: Path, pixels: np.ndarray[Any, np.dtype[np.uint8]], fps: float) -> None:
+    from PIL import Image
+
+    ends = np.round(np.arange(len(pixels) + 1) * (100 / fps)).astype(int)  # delays are hundredths of a second
+    images = [Image.fromarray(image) for image in pixels]
+    delays = [int(delay) for delay in np.diff(ends) * 10]
+    first, rest = images[0], images[1:]
+    first.save(path, format="GIF", save_all=True, append_images=rest, duration=delays, loop=0)
