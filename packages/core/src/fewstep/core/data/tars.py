@@ -141,7 +141,7 @@ def _scan(archive: Path, number: int, column: str) -> tuple[list[Entry], list[st
     groups: dict[str, dict[str, Member]] = {}
     found, missing = [], []
     with open(archive, "rb") as file:
-        for member in _members(file):
+        for member in members(file):
             path = PurePosixPath(member.name)
             stem, _, suffix = path.name.partition(".")
             if stem and not path.is_absolute() and ".." not in path.parts:
@@ -167,7 +167,7 @@ def _caption(file: BinaryIO, archive: Path, parts: Mapping[str, Member], column:
     return read_caption(_read(file, text), where, column, text.name.lower().endswith(".json"))
 
 
-def _members(file: BinaryIO) -> Iterator[Member]:
+def members(file: BinaryIO) -> Iterator[Member]:
     """Yield the regular files of an archive; Corrupt where a header, or what it says, does not fit the archive."""
     end = file.seek(0, io.SEEK_END)
     at, long_name, long_size = 0, "", -1

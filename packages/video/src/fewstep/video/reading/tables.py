@@ -1,0 +1,97 @@
+"""Tables of videos and captions as other tools write them: WebVid, Hugging Face folders, FastVideo, plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fewstep.core.data.captioned import MAX_CAPTION
+from fewstep.core.data.prompts import COLUMNS, MAX_BYTES, decode, parse_json, pick_column, table_rows
+from fewstep.core.errors import UserError, check
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+# a folder with one of these is listed by it
+NAMES = ("metadata.jsonl", "metadata.csv", "videos2caption.json")
+WEBVID = ("videoid", "page_dir", "name")  # the caption is the name, the file page_dir/videoid.mp4
+FILES = ("file_name", "path", "video", "video_path", "file")
+
+Row = tuple[str, Mapping[str, Any]]
+
+
+def read_table(table: Path, column: str = "") -> list[tuple[Path, str]]:
+    """Return the files a table names, whether they are there or not, with their captions, in its order.
+
+    A row is a video: WebVid's ``videoid``, ``page_dir`` and ``name``, or a path in one of :data:`FILES` and a caption
+    in ``column``, by default ``text``, ``caption``, ``prompt`` or ``cap``. Paths are relative to the table's folder,
+    or to ``videos`` in it, and stay inside. UserError names line and column.
+    """
+    rows = list(_rows(table))
+    check(bool(rows), f"{table}: no row in it; write one per video")
+    return [_entry(table, f"{table}, {where}", row, column) for where, row in rows]
+
+
+def _rows(table: Path) -> Iterable[Row]:
+    try:
+        size = table.stat().st_size
+        check(size <= MAX_BYTES, f"{table}: {size / 2**20:.0f} MiB are more than {MAX_BYTES // 2**20}; split the table")
+        text = decode(table.read_bytes(), str(table))
+    except OSError as error:
+        raise UserError(f"{table}: cannot be read ({error.strerror or error}); give a table of videos") from error
+    lines = text.split("\n")
+    if table.suffix in (".csv", ".tsv"):
+        return table_rows(table, lines, "\t" if table.suffix == ".tsv" else ",")
+    if table.suffix == ".jsonl":
+        found = [
+            (f"line {number}", parse_json(line, f"{table}, line {number}"))
+            for number, line in enumerate(lines, 1)
+            if line.strip()
+        ]
+    else:
+        entries = parse_json(text, str(table))
+        check(isinstance(entries, list), f"{table}: must hold a list of objects; one object per line is .jsonl")
+        found = [(f"entry {number}", entry) for number, entry in enumerate(entries, 1)]
+    for where, row in found:
+        check(isinstance(row, dict), f"{table}, {where}: must be a JSON object with the video's path and its caption")
+    return found
+
+
+def _entry(table: Path, where: str, row: Mapping[str, Any], column: str) -> tuple[Path, str]:
+    names = list(row)
+    path = None
+    if set(WEBVID) <= set(names):
+        file, caption = f"{_text(row, 'page_dir', where)}/{_text(row, 'videoid', where)}.mp4", column or "name"
+    else:
+        path = next((name for wanted in FILES for name in names if name.strip().lower() == wanted), None)
+        if path is None:
+            there = ", ".join(names) or "nothing"
+            raise UserError(f"{where}: no column {', '.join(FILES)}, nor WebVid's {', '.join(WEBVID)}; only {there}")
+        file, caption = _text(row, path, where), column
+        if not caption and "cap" in names and not set(COLUMNS) & set(names):
+            caption = "cap"
+    text = _text(row, pick_column([name for name in names if name != path], caption, where), where)
+    check(
+        len(text.encode()) <= MAX_CAPTION, f"{where}: a caption of {len(text)} characters; at most {MAX_CAPTION} bytes"
+    )
+    return _inside(table.parent, file, where), text.strip()
+
+
+def _text(row: Mapping[str, Any], name: str, where: str) -> str:
+    value = row[name]
+    # a JSON table may hold WebVid's ids as numbers
+    if name in WEBVID and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    # FastVideo writes a list of captions
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) and isinstance(value[0], str):
+        return str(value[0])
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {name} must be text, found {type(value).__name__}")
+    return value
+
+
+def _inside(root: Path, name: str, where: str) -> Path:
+    path = PurePosixPath(name)
+    inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not set("\\\0") & set(name)
+    check(inside, f"{where}: '{name}' leads out of {root}: videos must lie in the table's folder")
+    within = root / "videos" / name
+    return within if not (root / name).exists() and within.exists() else root / name
