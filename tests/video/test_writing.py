@@ -78,13 +78,6 @@ def test_gifs_keep_odd_sizes_frames_and_time(tmp_path):
     assert total == 200
 
 
-def test_the_same_frames_give_the_same_bytes(tmp_path):
-    clip = (DrawnWorld().clips([0], HIGH).frames[0] * 255).byte()
-    for name in ("a.mp4", "b.mp4"):
-        write_clip(tmp_path / name, clip, 8)
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
-
-
 @pytest.mark.parametrize(
     ("name", "clip", "fps", "codec", "message"),
     [

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from fewstep.core.data.captioned import MAX_CAPTION, RANGE, read_caption
 from fewstep.core.data.reading import SUFFIXES as IMAGES
-from fewstep.core.data.tars import Corrupt, Member, members, find_archives
+from fewstep.core.data.tars import Corrupt, Member, find_archives, members
 from fewstep.core.errors import UserError, check
 from fewstep.video.reading import tables
 from fewstep.video.reading.info import ClipSource
