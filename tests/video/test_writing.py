@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from fewstep.core.data.captioned import CaptionedFolder
 from fewstep.core.errors import UserError
-from fewstep.video.world import HIGH, LOW, DrawnWorld, WorldConfig, write_world
+from fewstep.video.world import LOW, DrawnWorld, WorldConfig, write_world
 from fewstep.video.writing import CODECS, draw_strip, write_clip
 from fewstep.video.writing.clips import CONTAINERS
 from fewstep.video.writing.strips import spread

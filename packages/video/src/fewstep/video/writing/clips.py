@@ -37,8 +37,8 @@ def write_clip(path: Path, frames: UInt8[Tensor, "f 3 h w"], fps: float | Fracti
 
     Videos hold colours at half the resolution (4:2:0), which every player shows, and therefore only even sizes: the
     last row or column of an odd size is repeated once. A .gif has 256 colours a frame, keeps any size, and shows equal
-    frames in a row as one that lasts longer. Raises
-    UserError for what cannot be written, and leaves an earlier file of that name in place then.
+    frames in a row as one that lasts longer. Raises UserError for what cannot be written, and leaves an earlier file of
+    that name in place then.
     """
     check(
         frames.ndim == 4 and frames.shape[1] == 3 and frames.dtype == torch.uint8,
