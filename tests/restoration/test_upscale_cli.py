@@ -118,7 +118,8 @@ def test_folders_keep_their_hierarchy_and_go_on_where_they_stopped(tmp_path, cap
     assert (out / "a.png").stat().st_mtime_ns > before
 
 
-def test_a_bad_file_stops_no_other_and_shows_in_the_exit_code(tmp_path, capsys):
+def test_a_bad_file_stops_no_other_and_shows_in_the_exit_code(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fewstep.core.data.clips.find_clip_files", lambda: None)
     photos, out = tmp_path / "photos", tmp_path / "out"
     whole = drawn(photos / "good.png")
     (photos / "empty.png").touch()
@@ -137,7 +138,8 @@ def test_a_bad_file_stops_no_other_and_shows_in_the_exit_code(tmp_path, capsys):
     assert "is empty" in told["empty.png"]["reason"]
 
 
-def test_what_is_wrong_with_an_input_is_said_in_one_line(tmp_path, capsys):
+def test_what_is_wrong_with_an_input_is_said_in_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fewstep.core.data.clips.find_clip_files", lambda: None)
     out = tmp_path / "out"
     (tmp_path / "empty.png").touch()
     (tmp_path / "cut.png").write_bytes(drawn(tmp_path / "a.png").read_bytes()[:-30])

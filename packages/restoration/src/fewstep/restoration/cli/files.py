@@ -25,6 +25,8 @@ from fewstep.restoration.pictures.writing import FORMATS, check_holds, holds
 NAMED = 5  # bad files named in the last line
 VIDEOS = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
 
+WRITTEN_VIDEOS = (".mp4", ".mov", ".mkv")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -107,7 +109,7 @@ def place_of(
     if single_file and alone and not out.is_dir():
         known = suffix in FORMATS or suffix not in SUFFIXES
         check(known, f"--out {out}: pictures are not written as {suffix}; valid: {', '.join(FORMATS)}")
-        if suffix in FORMATS:
+        if suffix in FORMATS or (suffix in WRITTEN_VIDEOS and is_video(inputs[0])):
             return out, True, ""
     check(not out.is_file(), f"--out {out}: a file; give a folder")
     return out, False, ""
@@ -124,11 +126,16 @@ def suffix_for(source: Source, header: Header, ext: str) -> str:
 
 
 def plan_jobs(
-    sources: Sequence[Source], targets: Callable[[Source, Header], dict[str, Path]], *, overwrite: bool
+    sources: Sequence[Source],
+    targets: Callable[[Source, Header], dict[str, Path]],
+    *,
+    overwrite: bool,
+    clip_targets: Callable[[Source], dict[str, Path]] | None = None,
 ) -> list[Job]:
     """Return a job for every source, already failed where its header is bad, skipped where its files are all there.
 
-    ``targets``: the files to write for a source, by what they hold. Raises UserError when two sources would write the
+    ``targets``: the files to write for a source, by what they hold; ``clip_targets``: for a video, where there is a way
+    to read them. Raises UserError when two sources would write the
     same file, or one would write a source.
     """
     jobs = [Job(source) for source in sources]
@@ -137,8 +144,11 @@ def plan_jobs(
     for job in jobs:
         path = job.source.path
         try:
-            check_is_picture(path)
-            job.targets = targets(job.source, read_header(path))
+            if clip_targets is not None and is_video(path):
+                job.targets = clip_targets(job.source)
+            else:
+                check_is_picture(path)
+                job.targets = targets(job.source, read_header(path))
         except UserError as error:
             job.fail(error)
             continue
@@ -153,10 +163,15 @@ def plan_jobs(
     return jobs
 
 
+def is_video(path: Path) -> bool:
+    """Return whether a file is a video, by its suffix."""
+    return path.suffix.lower() in VIDEOS
+
+
 def check_is_picture(path: Path) -> None:
-    """Raise UserError for a video, by its suffix."""
-    advice = "install fewstep-video with a reader, or give a folder of its frames (ffmpeg -i VIDEO FOLDER/%06d.png)"
-    check(path.suffix.lower() not in VIDEOS, f"{path} is a video and no reader of fewstep-video is here: {advice}")
+    """Raise UserError for a video."""
+    advice = "`upscale` takes videos with fewstep-video installed; or give its frames (ffmpeg -i VIDEO FOLDER/%06d.png)"
+    check(not is_video(path), f"{path} is a video: {advice}")
 
 
 def make_folder(folder: Path) -> None:

@@ -78,6 +78,7 @@ def upscale_arguments(parser: ArgumentParser) -> None:
 
 def upscale(args: Namespace) -> None:
     """Enlarge what the inputs name; see the module. Raises UserError and TrainingError as `cli.files.finish` does."""
+    from fewstep.core.data.clips import find_clip_files
     from fewstep.core.errors import check
     from fewstep.restoration.cli.files import (
         check_target,
@@ -105,7 +106,16 @@ def upscale(args: Namespace) -> None:
         height, width = header.size
         return {"result": check_target(path, header, (height * args.scale, width * args.scale))}
 
-    jobs = plan_jobs(sources_of(args.inputs, out), targets, overwrite=args.overwrite)
+    def clip_targets(source: Source) -> dict[str, Path]:
+        name = f"{source.name.stem}{args.suffix or ending}.mp4"
+        return {"result": out if single else out / source.name.parent / name}
+
+    jobs = plan_jobs(
+        sources_of(args.inputs, out),
+        targets,
+        overwrite=args.overwrite,
+        clip_targets=clip_targets if find_clip_files() is not None else None,
+    )
     if args.json is not None:
         make_folder(args.json.parent)
     if any(job.status == "waiting" for job in jobs):
@@ -146,6 +156,8 @@ def _worker(args: Namespace, config: Any) -> Callable[[Job], str]:
 
     from fewstep.core.errors import check
     from fewstep.restoration import upscaling
+    from fewstep.restoration.cli.clips import upscale_clip
+    from fewstep.restoration.cli.files import is_video
     from fewstep.restoration.pictures.reading import read_picture
     from fewstep.restoration.pictures.writing import write_picture
     from fewstep.restoration.restorer import Restorer
@@ -169,6 +181,10 @@ def _worker(args: Namespace, config: Any) -> Callable[[Job], str]:
     spare = cache(lambda: load("fp32")) if args.precision == "bf16" else None
 
     def work(job: Job) -> str:
+        if is_video(job.source.path):
+            return upscale_clip(
+                job, lambda picture: upscaling.upscale(picture, restorer, config, device=device, spare=spare).raster
+            )
         picture = read_picture(job.source.path)
         terminal = sys.stderr.isatty()
         with tqdm(desc=job.source.name.name, unit="tile", leave=False, disable=not terminal, file=sys.stderr) as bar:
