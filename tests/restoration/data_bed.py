@@ -11,7 +11,8 @@ from PIL import Image
 from fewstep.restoration.data.examples import Photos
 from fewstep.restoration.data.settings import DataConfig
 
-REAL = Path("/work/shared/data")  # photos that are not part of the repository
+# photos that are not part of the repository lie beside it, where they are
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -71,6 +71,8 @@ def test_a_diffusers_unet_loads_in_stock_diffusers(tmp_path: Path) -> None:
     stock = unet(torch.cat([x, y], 1), torch.tensor([7.0])).sample
     ours = model.denoiser.backbone(x, torch.tensor([7.0]), {"anchor": y})
     assert torch.allclose(stock, ours, atol=1e-5)
+    made = Restorer(model, name="unet", steps=2)(picture(17, 23), 4)  # sides that cannot be halved
+    assert made.shape == (1, 3, 68, 92)
 
 
 @pytest.fixture(scope="module")

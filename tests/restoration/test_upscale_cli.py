@@ -249,7 +249,14 @@ def test_options_reach_the_model_and_what_overflows_is_done_in_single_precision(
     photo = drawn(tmp_path / "a.png")
     options = ("--seed", 7, "--steps", 2, "--noise", 0.5, "--sampler", "ancestral", "--precision", "bf16")
     assert command(photo, "-o", tmp_path / "b.png", "--model", "overflows", "-s", 2, *options) == 0
-    how = {"model": "overflows", "seed": 7, "steps": 2, "noise": 0.5, "sampler": "ancestral", "device": "cpu"}
+    how = {
+        "model": "overflows",
+        "seed": 7,
+        "steps": 2,
+        "noise": 0.5,
+        "sampler": "ancestral",
+        "device": torch.device("cpu"),
+    }
     assert loaded == [{**how, "precision": "bf16"}, {**how, "precision": "fp32"}]
     x = read_picture(photo).colours
     assert_close(read_picture(tmp_path / "b.png").colours, bicubic(x[None], 2)[0].clamp(0, 1), atol=1.01 / 255, rtol=0)

@@ -1,4 +1,4 @@
-"""Small tensor helpers every layer uses: per-sample coefficients and per-sample reductions."""
+"""Small tensor helpers every layer uses: per-sample coefficients and reductions, and where tensors lie."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from fewstep.core.errors import UserError
 
 Reduction = Literal["mean", "sum"]
 """How a loss goes from a sample's elements to one number; a mean divides gradients by their count."""
@@ -46,3 +48,13 @@ def reduce_sample(x: Float[Tensor, "b *d"], reduction: Reduction) -> Float[Tenso
 def numel_per_sample(x: Float[Tensor, "b *d"]) -> int:
     """Return the number of elements in one sample."""
     return int(x[0].numel()) if x.ndim > 1 else 1
+
+
+def find_device(name: str | torch.device = "") -> torch.device:
+    """Return a device by name, by default CUDA's where there is one; UserError for one that is not there."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}; leave it out, or give cpu") from error
+    return device

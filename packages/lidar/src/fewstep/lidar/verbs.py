@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
-from fewstep.core.cli.verbs import counts, positive, takes_settings
+from fewstep.core.cli.verbs import looking_verbs, positive, takes_settings
 from fewstep.core.verb import Verb
 from fewstep.lidar.data.verb import BUILD_MAPS, names_in
 from fewstep.lidar.models.verb import convert, convert_arguments
@@ -126,39 +126,6 @@ def _demo(args: Namespace) -> None:
     run_demo(args)
 
 
-def _look_arguments(parser: ArgumentParser, n: int) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
-    parser.add_argument("-n", type=positive, default=n, metavar="N", help=f"held-out scenes ({n})")
-    parser.add_argument("--steps", type=counts, metavar="K,K", help="step counts (those the student is shown at)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
-
-
-def _sample_arguments(parser: ArgumentParser) -> None:
-    _look_arguments(parser, 3)
-    parser.add_argument("--teacher-steps", type=counts, metavar="K,K", help="show the teacher too, at these steps")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the picture (RUN/samples.png)")
-    parser.set_defaults(prompt=None, prompts=None)
-
-
-def _sample(args: Namespace) -> None:
-    from fewstep.core.cli.looking import sample
-
-    sample(args)
-
-
-def _eval_arguments(parser: ArgumentParser) -> None:
-    _look_arguments(parser, 6)
-    parser.add_argument("--teacher-steps", type=counts, default=(1, 8, 50), metavar="K,K", help="(1,8,50)")
-    parser.add_argument("--solver", default="dpmpp_2m_sde", help="of the teacher (dpmpp_2m_sde)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the numbers as JSON (RUN/evaluation.json)")
-
-
-def _eval(args: Namespace) -> None:
-    from fewstep.core.cli.looking import evaluate
-
-    evaluate(args)
-
-
 def _simulate_arguments(parser: ArgumentParser) -> None:
     from fewstep.lidar.simulator.verb import simulate_arguments  # its package loads numpy
 
@@ -171,10 +138,18 @@ def _simulate(args: Namespace) -> None:
     simulate(args)
 
 
-VERBS = {
+VERBS = looking_verbs(
+    "held-out scenes",
+    drawn=3,
+    measured=6,
+    teacher_steps=(1, 8, 50),
+    solver="dpmpp_2m_sde",
+    verbs=(
+        "draw completions of a run's student from above",
+        "measure a run's student, and its teacher, on windows of held-out scans",
+    ),
+) | {
     "demo": Verb("train a one-step student on simulated streets in minutes, and draw it", _demo_arguments, _demo),
-    "sample": Verb("draw completions of a run's student from above", _sample_arguments, _sample),
-    "eval": Verb("measure a run's student, and its teacher, on windows of held-out scans", _eval_arguments, _eval),
     "complete": Verb("complete a scan, a folder of scans or a sequence", _complete_arguments, _complete),
     "evaluate": Verb("measure completions of a sequence against its map", _evaluate_arguments, _evaluate),
     "train-teacher": Verb("train a teacher of scene completion and export it", _teacher_arguments, _train),

@@ -11,12 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewstep.core.errors import UserError, check
+from fewstep.core.errors import check
 from fewstep.core.grids import time_grid
 from fewstep.core.recipe import StepPlan
 from fewstep.core.rng import Rng
 from fewstep.core.sampling import initial_state, run_plan
 from fewstep.core.solvers import Counted, solve
+from fewstep.core.tensors import find_device
 from fewstep.restoration.model import Model, load_model
 from fewstep.restoration.models.local import LocalUNet
 
@@ -24,7 +25,7 @@ Precision = Literal["fp32", "bf16"]
 Sampler = Literal["auto", "deterministic", "ancestral"]
 SOLVERS = {"auto": "ddim", "deterministic": "ddim", "ancestral": "ddpm"}
 BLOCK = 64  # positions of a sample that share a generator
-TENSORS = 10  # alive at once in a network's forward, each of its widest level: measured, see docs/restoration.md
+TENSORS = 10  # of its widest level alive at once in a network's forward; the shipped ones were seen to need 8
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,11 @@ class Restorer:
         seed: int = 0,
     ) -> Restorer:
         """Return a model by name or folder, ready; UserError for one that cannot be loaded, or not on that device."""
-        try:
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"--device {device}: not to be had here ({str(error).splitlines()[0]})") from error
+        place = find_device(device)  # now, and not after the weights have been read
         return cls(
             load_model(model),
             name=model,
-            device=device,
+            device=place,
             precision=precision,
             steps=steps,
             sampler=sampler,
@@ -137,9 +135,7 @@ class Restorer:
     @property
     def unit(self) -> int:
         """Sides of the magnified picture are filled up to multiples of this."""
-        network = self.model.denoiser.backbone
-        inner = network.multiple if isinstance(network, LocalUNet) else int(getattr(network, "multiple", 1))
-        return self.model.space.factor * inner
+        return self.model.space.factor * int(getattr(self.model.denoiser.backbone, "multiple", 1))
 
     def multiple(self, scale: int) -> int:
         """Return what starts of tiles must be multiples of, in pixels of the input."""

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 SCALES = (2, 3, 4, 8)
 OVERLAP = 64  # of tiles whose results depend on the whole tile
 LEAST = 16  # pixels of a side below which tiles are no longer halved
-HOST_BUDGET = 9 * 2**27  # of the host's memory, however much is free: tiles beyond its caches are slower
+HOST_BUDGET = 23 * 2**26  # of the host's memory, however much is free: tiles beyond its caches are slower
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 LOWEST, SPAN = -0.5, 2.0  # of the values that wait for AdaIN's statistics
 

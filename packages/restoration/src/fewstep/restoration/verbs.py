@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from fewstep.core.cli.verbs import counts, positive
+from fewstep.core.cli.verbs import looking_verbs
 from fewstep.core.verb import Verb
 from fewstep.restoration.cli.comparing import compare, compare_arguments
 from fewstep.restoration.cli.degrading import degrade, degrade_arguments
@@ -28,47 +28,22 @@ def _demo(args: Namespace) -> None:
     run_demo(args)
 
 
-def _look_arguments(parser: ArgumentParser, n: int) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
-    parser.add_argument("-n", type=positive, default=n, metavar="N", help=f"held-out crops ({n})")
-    parser.add_argument("--steps", type=counts, metavar="K,K", help="step counts (those the student is shown at)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
-
-
-def _sample_arguments(parser: ArgumentParser) -> None:
-    _look_arguments(parser, 6)
-    parser.add_argument("--teacher-steps", type=counts, metavar="K,K", help="show the teacher too, at these steps")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the picture (RUN/samples.png)")
-    parser.set_defaults(prompt=None, prompts=None)
-
-
-def _sample(args: Namespace) -> None:
-    from fewstep.core.cli.looking import sample
-
-    sample(args)
-
-
-def _eval_arguments(parser: ArgumentParser) -> None:
-    _look_arguments(parser, 64)
-    parser.add_argument("--teacher-steps", type=counts, default=(1, 4, 15), metavar="K,K", help="(1,4,15)")
-    parser.add_argument("--solver", default="ddim", help="of the teacher: ddim is deterministic, ddpm ancestral (ddim)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the numbers as JSON (RUN/evaluation.json)")
-
-
-def _eval(args: Namespace) -> None:
-    from fewstep.core.cli.looking import evaluate as evaluate_run
-
-    evaluate_run(args)
-
-
-VERBS = {
+VERBS = looking_verbs(
+    "held-out crops",
+    drawn=6,
+    measured=64,
+    teacher_steps=(1, 4, 15),
+    solver="ddim",
+    verbs=(
+        "draw a run's student on crops of held-out pictures",
+        "measure a run's student, and its teacher, on crops of held-out pictures",
+    ),
+) | {
     "demo": Verb("train a one-step student on photos in minutes, and look at it", _demo_arguments, _demo),
     "upscale": Verb("magnify and restore pictures: files and folders", upscale_arguments, upscale),
     "degrade": Verb("make low-quality pictures of good ones, as training does", degrade_arguments, degrade),
     "evaluate": Verb("measure restored pictures, or models, against the originals", evaluate_arguments, evaluate),
     "compare": Verb("put pictures side by side, or under a slider in a page", compare_arguments, compare),
-    "sample": Verb("draw a run's student on crops of held-out pictures", _sample_arguments, _sample),
-    "eval": Verb("measure a run's student, and its teacher, on crops of held-out pictures", _eval_arguments, _eval),
     "prepare-targets": Verb(
         "let a teacher restore training crops, once, for students to learn from",
         prepare_targets_arguments,

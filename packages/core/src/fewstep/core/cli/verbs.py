@@ -196,6 +196,36 @@ def _bench(args: Namespace) -> None:
     bench(args)
 
 
+def looking_verbs(
+    what: str, *, drawn: int, measured: int, teacher_steps: tuple[int, ...], solver: str, verbs: tuple[str, str]
+) -> dict[str, Verb]:
+    """Return ``sample`` and ``eval`` of a domain without prompts, with its own defaults.
+
+    ``what``: its samples are called, in the plural; ``drawn`` and ``measured``: how many; ``verbs``: what the two do.
+    """
+
+    def common(parser: ArgumentParser, n: int) -> None:
+        _run_folder(parser)
+        parser.add_argument("-n", type=positive, default=n, metavar="N", help=f"{what} ({n})")
+        parser.add_argument("--steps", type=counts, metavar="K,K", help="step counts (those the student is shown at)")
+        parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+
+    def sample_arguments(parser: ArgumentParser) -> None:
+        common(parser, drawn)
+        parser.add_argument("--teacher-steps", type=counts, metavar="K,K", help="show the teacher too, at these steps")
+        parser.add_argument("--out", type=Path, metavar="FILE", help="the picture (RUN/samples.png)")
+        parser.set_defaults(prompt=None, prompts=None)
+
+    def eval_arguments(parser: ArgumentParser) -> None:
+        common(parser, measured)
+        shown = ",".join(map(str, teacher_steps))
+        parser.add_argument("--teacher-steps", type=counts, default=teacher_steps, metavar="K,K", help=f"({shown})")
+        parser.add_argument("--solver", default=solver, help=f"of the teacher ({solver})")
+        parser.add_argument("--out", type=Path, metavar="FILE", help="the numbers as JSON (RUN/evaluation.json)")
+
+    return {"sample": Verb(verbs[0], sample_arguments, _sample), "eval": Verb(verbs[1], eval_arguments, _eval)}
+
+
 TOP_VERBS = {
     "demo": Verb("train few-step students of a small teacher in minutes, and draw them", _demo_arguments, _demo),
     "list": Verb("list recipes with their papers, domains and configs", _nothing, _list),

@@ -10,7 +10,7 @@ import glob
 import io
 import logging
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -138,15 +138,9 @@ def _expand(text: str) -> Iterator[str]:
 
 def _scan(archive: Path, number: int, column: str) -> tuple[list[Entry], list[str]]:
     """Return the captioned pictures of an archive and the names of those without; Corrupt when it is damaged."""
-    groups: dict[str, dict[str, Member]] = {}
     found, missing = [], []
     with open(archive, "rb") as file:
-        for member in members(file):
-            path = PurePosixPath(member.name)
-            stem, _, suffix = path.name.partition(".")
-            if stem and not path.is_absolute() and ".." not in path.parts:
-                groups.setdefault(str(path.parent / stem), {}).setdefault(f".{suffix.lower()}", member)
-        for parts in groups.values():
+        for parts in samples(file):
             image = next((member for suffix, member in parts.items() if suffix in SUFFIXES), None)
             if image is None:
                 continue
@@ -165,6 +159,17 @@ def _caption(file: BinaryIO, archive: Path, parts: Mapping[str, Member], column:
     where = f"{archive}:{text.name}"
     check(text.size <= MAX_CAPTION, f"{where}: {text.size} bytes are more than a caption's {MAX_CAPTION}")
     return read_caption(_read(file, text), where, column, text.name.lower().endswith(".json"))
+
+
+def samples(file: BinaryIO) -> Iterable[dict[str, Member]]:
+    """Return the files of an archive that share a name up to its first dot, by what follows; Corrupt as `members`."""
+    groups: dict[str, dict[str, Member]] = {}
+    for member in members(file):
+        path = PurePosixPath(member.name)
+        stem, _, suffix = path.name.partition(".")
+        if stem and not path.is_absolute() and ".." not in path.parts:
+            groups.setdefault(str(path.parent / stem), {}).setdefault(f".{suffix.lower()}", member)
+    return groups.values()
 
 
 def members(file: BinaryIO) -> Iterator[Member]:

@@ -9,14 +9,13 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fewstep.core.data.captioned import open_data
 from fewstep.core.data.prepare import prepare
 from fewstep.core.data.synthetic import Sampling
-from fewstep.core.errors import UserError, check
+from fewstep.core.errors import check
 from fewstep.core.models.family import Size
 from fewstep.core.models.loading import Teacher
+from fewstep.core.tensors import find_device
 from fewstep.core.training.progress import Stream, clock
 
 SECONDS = 5.0  # between lines where no person looks
@@ -99,16 +98,6 @@ def _sampling(args: Namespace, teacher: Teacher) -> Sampling | None:
         teacher.guidance = args.guidance_scale
         return Sampling(args.sample_steps, seed=args.seed)
     return Sampling(args.sample_steps, args.guidance_scale, args.seed)
-
-
-def find_device(name: str) -> torch.device:
-    """Return a device by name, by default CUDA's where there is one; UserError for one that is not there."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}; leave it out, or give cpu") from error
-    return device
 
 
 def default_name(data: str, teacher: str) -> str:

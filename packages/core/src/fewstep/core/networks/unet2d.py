@@ -110,6 +110,11 @@ class UNet2DBackbone(TimedBackbone):
         features: Callable[[Tensor], Tensor] = self.unet.time_proj
         return features
 
+    @property
+    def multiple(self) -> int:
+        """What the sides of samples must be multiples of, so that halving them never rounds."""
+        return int(2 ** (len(self.unet.down_blocks) - 1))
+
     def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """Return the raw output "b c h w"; UserError when the condition lacks an entry."""
         who = type(self).__name__

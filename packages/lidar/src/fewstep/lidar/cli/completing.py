@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from fewstep.core.errors import TrainingError, UserError, check
+from fewstep.core.tensors import find_device
 from fewstep.lidar.clouds import Cloud, is_cloud, read_cloud, write_cloud
 from fewstep.lidar.completion import Completer, CompletionConfig
 from fewstep.lidar.data.sequence import Sequence, open_sequence
@@ -33,12 +33,7 @@ def completer_of(args: Namespace) -> Completer:
         seed=args.seed,
         precision=args.precision,
     )
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: not to be had here ({str(error).splitlines()[0]})") from error
-    return Completer(args.model, config, refiner=args.refine or "", device=device)
+    return Completer(args.model, config, refiner=args.refine or "", device=find_device(args.device))
 
 
 def complete(args: Namespace) -> None:

@@ -191,9 +191,9 @@ def _steps(name: str, steps: int | None) -> tuple[str, int | None]:
 
 
 def _device(args: Namespace) -> str:
-    import torch
+    from fewstep.core.tensors import find_device
 
-    return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return str(find_device(args.device))
 
 
 def _mean_row(scores: Scores) -> list[dict[str, Any]]:

@@ -30,8 +30,9 @@ def prepare_targets_arguments(parser: ArgumentParser) -> None:
 def prepare_targets(args: Namespace) -> None:
     """Write the targets, or go on where an earlier call was stopped, and say how to train on them."""
     from fewstep.core.denoiser import NetworkDenoiser
-    from fewstep.core.image.preparing import Count, find_device
+    from fewstep.core.image.preparing import Count
     from fewstep.core.recipe import RoleSpec
+    from fewstep.core.tensors import find_device
     from fewstep.core.training.config import load_config
     from fewstep.restoration.domain import DOMAIN
     from fewstep.restoration.recipes.rollout import TeacherConfig

@@ -134,20 +134,6 @@ def check_name_part(text: str) -> None:
     check(not any(sign in text for sign in "/\\\0"), f"--suffix '{text}': must be a part of a file's name")
 
 
-def device_of(name: str) -> str:
-    """Return the device of that name, cuda where there is one for ""; UserError for one that is not here."""
-    import torch
-
-    from fewstep.core.errors import UserError
-
-    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: not to be had here ({str(error).splitlines()[0]})") from error
-    return device
-
-
 def _worker(args: Namespace, config: Any) -> Callable[[Job], str]:
     """Return what enlarges one picture and says so in a line."""
     from functools import cache
@@ -155,6 +141,7 @@ def _worker(args: Namespace, config: Any) -> Callable[[Job], str]:
     from tqdm import tqdm
 
     from fewstep.core.errors import check
+    from fewstep.core.tensors import find_device
     from fewstep.restoration import upscaling
     from fewstep.restoration.cli.clips import upscale_clip
     from fewstep.restoration.cli.files import is_video
@@ -162,7 +149,7 @@ def _worker(args: Namespace, config: Any) -> Callable[[Job], str]:
     from fewstep.restoration.pictures.writing import write_picture
     from fewstep.restoration.restorer import Restorer
 
-    device = device_of(args.device)
+    device = find_device(args.device)
 
     def load(precision: Literal["fp32", "bf16"]) -> Restorer:
         return Restorer.load(

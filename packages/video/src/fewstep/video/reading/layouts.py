@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from fewstep.core.data.captioned import MAX_CAPTION, RANGE, read_caption
 from fewstep.core.data.reading import SUFFIXES as IMAGES
-from fewstep.core.data.tars import Corrupt, Member, find_archives, members
+from fewstep.core.data.tars import Corrupt, find_archives, samples
 from fewstep.core.errors import UserError, check
 from fewstep.video.reading import tables
 from fewstep.video.reading.info import ClipSource
@@ -113,15 +113,9 @@ def _archives(path: str | Path, column: str, max_bad_share: float) -> list[Capti
 
 def _scan(archive: Path, column: str) -> tuple[list[Captioned], list[str]]:
     """Return an archive's clips and the names of those without a caption; Corrupt when it is damaged."""
-    groups: dict[str, dict[str, Member]] = {}
     found, missing = [], []
     with open(archive, "rb") as file:
-        for member in members(file):
-            path = PurePosixPath(member.name)
-            stem, _, suffix = path.name.partition(".")
-            if stem and not path.is_absolute() and ".." not in path.parts:
-                groups.setdefault(str(path.parent / stem), {}).setdefault(f".{suffix.lower()}", member)
-        for parts in groups.values():
+        for parts in samples(file):
             video = next((member for suffix, member in parts.items() if suffix in VIDEOS), None)
             if video is None:
                 continue
