@@ -21,6 +21,7 @@ from fewstep.core.recipe import StepPlan
 
 PLAN_FILE = "fewstep.json"
 SCHEDULER_FILE = "scheduler_config.json"
+PLAN_WORDS = {"mode": ("renoise", "deterministic", "jump"), "end": ("clean", "t_min"), "start": ("noise", "anchor")}
 
 
 def unwrap(student: Denoiser, plan: StepPlan) -> tuple[NetworkDenoiser, StepPlan, float]:
@@ -84,10 +85,14 @@ def plan_entries(plan: StepPlan) -> dict[str, Any]:
 def plan_from(entry: object, where: object) -> StepPlan:
     """Return the plan :func:`plan_entries` made; UserError naming ``where`` for entries that make no sense."""
     try:
-        entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(entry).items()}  # type: ignore[call-overload]
+        if not isinstance(entry, dict):
+            raise ValueError("it is no mapping")
+        entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
         plan = StepPlan(**entries)
         good = 1 <= len(plan.times) <= 1000 and all(math.isfinite(float(t)) for t in plan.times)
         check(good, f"times {plan.times}")
+        for name, known in PLAN_WORDS.items():
+            check(getattr(plan, name) in known, f"{name} '{getattr(plan, name)}'")
     except (TypeError, ValueError, UserError) as error:
         raise UserError(f"{where} makes no sense ({error}); export the student again") from error
     return plan
