@@ -88,11 +88,11 @@ def plan_from(entry: object, where: object) -> StepPlan:
         if not isinstance(entry, dict):
             raise ValueError("it is no mapping")
         entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+        for name, known in PLAN_WORDS.items():
+            check(entries.get(name, known[0]) in known, f"{name} '{entries.get(name)}'")
         plan = StepPlan(**entries)
         good = 1 <= len(plan.times) <= 1000 and all(math.isfinite(float(t)) for t in plan.times)
         check(good, f"times {plan.times}")
-        for name, known in PLAN_WORDS.items():
-            check(getattr(plan, name) in known, f"{name} '{getattr(plan, name)}'")
     except (TypeError, ValueError, UserError) as error:
         raise UserError(f"{where} makes no sense ({error}); export the student again") from error
     return plan
