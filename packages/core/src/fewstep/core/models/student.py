@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fewstep.core.boundary import LCM_TIME_SCALE, ConsistencyFunction, edm_scalings
+from fewstep.core.boundary import ConsistencyFunction, edm_scalings
 from fewstep.core.denoiser import Denoiser, NetworkDenoiser, Reprocessed
 from fewstep.core.errors import UserError, check
 from fewstep.core.networks.timed import TimedBackbone
@@ -33,7 +33,7 @@ def unwrap(student: Denoiser, plan: StepPlan) -> tuple[NetworkDenoiser, StepPlan
     while not isinstance(student, NetworkDenoiser):
         if isinstance(student, ConsistencyFunction):
             if student.boundary == "lcm":
-                time_scaling = LCM_TIME_SCALE
+                time_scaling = student.time_scale
             else:
                 _check_boundary(student, plan)
             student = student.inner
