@@ -35,8 +35,8 @@ def is_prepared(path: str | Path) -> bool:
     return (folder / "index.json").is_file() and (folder / CAPTIONS).is_file()
 
 
-def origin_of(teacher: Teacher, *, latents: bool, dtype: str, data: str) -> Origin:
-    """Return what data prepared for a teacher is made with; ``data`` identifies the samples."""
+def origin_of(teacher: Teacher, *, latents: bool, dtype: str, data: str, cut: str = "") -> Origin:
+    """Return what data prepared for a teacher is made with; ``data`` identifies the samples, ``cut`` tells of clips."""
     parts = [part for part in teacher.family.text if teacher.folder.has(part)]
     size = teacher.size
     sides = (size.height, size.width, *((size.frames,) if size.frames > 1 else ()))
@@ -49,6 +49,7 @@ def origin_of(teacher: Teacher, *, latents: bool, dtype: str, data: str) -> Orig
         size=sides if latents else None,
         dtype=dtype,
         data=data,
+        cut=cut,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.core.data.captioned import MAX_CAPTION, RANGE, read_caption
+from fewstep.core.data.prompts import SUFFIXES as PROMPTS
 from fewstep.core.data.reading import SUFFIXES as IMAGES
 from fewstep.core.data.tars import Corrupt, find_archives, samples
 from fewstep.core.errors import UserError, check
@@ -53,6 +54,28 @@ def list_clips(path: str | Path, column: str = "", max_bad_share: float = 0.01) 
         return _archives(path, column, max_bad_share)
     check(bool(clips), f"{given}: no video in it; read are {', '.join(sorted(VIDEOS))}, folders of images, and .tar")
     return _beside(given, clips, column, max_bad_share)
+
+
+def means_videos(path: str | Path) -> bool:
+    """Return whether a path means videos, and not a file of prompts.
+
+    UserError for a table that seems to name videos, in a column that is not known for it.
+    """
+    given = Path(path).expanduser()
+    if str(path).endswith(".tar") or RANGE.search(str(path)) or "*" in given.name or given.is_dir():
+        return True
+    if given.suffix not in tables.SUFFIXES or not given.is_file():
+        return given.suffix.lower() not in PROMPTS
+    row = tables.first_row(given)
+    if row is None or tables.names_videos(row):
+        return row is not None
+    odd = next((key for key, value in row.items() if str(value).strip().lower().endswith(tuple(VIDEOS))), None)
+    check(
+        odd is None,
+        f"{given}: its column '{odd}' seems to name videos: call it {tables.FILES[0]}, or give --prompts to take its "
+        "texts alone",
+    )
+    return False
 
 
 def _clips_under(root: Path) -> list[Path]:
