@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core.data.captioned import digest_of
@@ -14,8 +14,9 @@ from fewstep.core.data.prompts import read_prompts
 from fewstep.core.errors import check
 from fewstep.core.image.preparing import run_preparation
 from fewstep.core.models.loading import Teacher
+from fewstep.video.clip_source import open_clips, to_pixels
 from fewstep.video.reading.dataset import Clips
-from fewstep.video.reading.layouts import list_clips, means_videos
+from fewstep.video.reading.layouts import means_videos
 from fewstep.video.reading.sampling import ClipConfig
 
 # options that say how clips are cut, which prompts have no use for
@@ -51,11 +52,6 @@ class ClipSamples:
         return to_pixels(self.clips.attempt(video, self.seed, number))
 
 
-def to_pixels(frames: UInt8[Tensor, "f 3 h w"]) -> Float[Tensor, "3 f h w"]:
-    """Return frames as a clip in [-1, 1]."""
-    return frames.transpose(0, 1).float().mul_(2 / 255).sub_(1)
-
-
 def prepare_videos(args: Namespace) -> None:
     """Run ``fewstep video prepare``."""
     run_preparation(args, lambda teacher: find_data(args, teacher))
@@ -75,9 +71,8 @@ def find_data(args: Namespace, teacher: Teacher) -> ClipSamples | list[str]:
         per_video == 1 or config.random,
         f"--clips-per-video {per_video}: they would be the same; give --start random, --crop random or --flip",
     )
-    found = list_clips(args.data, args.column, args.max_bad_share)
-    clips = Clips(str(args.data), found, config, reader=args.reader or "auto", max_bad_share=args.max_bad_share)
-    return ClipSamples(clips, args.seed, per_video)
+    options = {"column": args.column, "reader": args.reader or "auto", "max_bad_share": args.max_bad_share}
+    return ClipSamples(open_clips(args.data, config, **options), args.seed, per_video)
 
 
 def clip_config(args: Namespace, teacher: Teacher) -> ClipConfig:

@@ -109,7 +109,7 @@ class Index:
 def read_index(folder: Path) -> Index:
     """Return the index of a prepared folder, complete or not; UserError when it has none that can be read."""
     path = folder / INDEX
-    check(path.is_file(), f"{folder}: no {INDEX} there: give a folder that `fewstep image prepare` wrote")
+    check(path.is_file(), f"{folder}: no {INDEX} there: give a folder that `prepare` wrote")
     check(path.stat().st_size <= MAX_INDEX, f"{path}: too large to be an index: {AGAIN}")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from torch import Tensor
 from fewstep.core.data.cache import LATENTS, SAMPLES, CacheWriter
 from fewstep.core.data.damage import Damaged
 from fewstep.core.data.samples import Samples
-from fewstep.core.models.loading import Codec, Teacher
+from fewstep.core.models.loading import Teacher
 from fewstep.core.models.video import VideoFamily
 
 FRAMES = 16  # of a clip at a time, for autoencoders of pictures; those of videos cut clips themselves
@@ -64,7 +64,7 @@ def write_latents(
             shown += found.samples
             refused |= found.refused
             if found.pixels:
-                latents.append(encode(codec, torch.stack(found.pixels), frames).to(dtype).cpu())
+                latents.append(in_pieces(codec.encode, torch.stack(found.pixels), frames).to(dtype).cpu())
             progress(samples.kind, min(first + batch, stop), len(samples))
         written = {LATENTS: torch.cat(latents), SAMPLES: torch.tensor(shown, dtype=torch.int64)}
         writer.write("latents", name, written, refused)
@@ -108,11 +108,13 @@ def frames_at_a_time(teacher: Teacher) -> int:
     return FRAMES if teacher.family.time_compression(vae) == 1 else 0
 
 
-def encode(codec: Codec, pixels: Float[Tensor, "b c *s"], frames: int = 0) -> Float[Tensor, "b *d"]:
+def in_pieces(
+    encode: Callable[[Tensor], Tensor], pixels: Float[Tensor, "b c *s"], frames: int
+) -> Float[Tensor, "b *d"]:
     """Return latents of pixels in [-1, 1]; of clips "b c f h w" ``frames`` at a time, 0 for all of them."""
     if pixels.ndim < 5 or frames == 0:
-        return codec.encode(pixels)
-    return torch.cat([codec.encode(some) for some in torch.split(pixels, frames, 2)], 2)
+        return encode(pixels)
+    return torch.cat([encode(some) for some in torch.split(pixels, frames, 2)], 2)
 
 
 def seconds_per_sample(teacher: Teacher, samples: Samples, dtype: torch.dtype, device: torch.device | str) -> float:
@@ -127,7 +129,7 @@ def seconds_per_sample(teacher: Teacher, samples: Samples, dtype: torch.dtype, d
     since = time.perf_counter()
     pixels = torch.stack(read(samples, [index]).pixels)
     reading = time.perf_counter() - since
-    encode(codec, pixels, frames).cpu()
+    in_pieces(codec.encode, pixels, frames).cpu()
     since = time.perf_counter()
-    encode(codec, pixels, frames).cpu()  # waits for the device
+    in_pieces(codec.encode, pixels, frames).cpu()  # waits for the device
     return max(reading, time.perf_counter() - since)

@@ -96,7 +96,7 @@ class Prepared:
     def __init__(self, folder: str | Path, teacher: Teacher | None = None) -> None:
         self.folder = Path(folder).expanduser()
         self.index = read_index(self.folder)
-        check(self.index.complete, f"{self.folder}: not complete; run the same `fewstep image prepare` again to finish")
+        check(self.index.complete, f"{self.folder}: not complete; run the same `prepare` again to finish")
         if teacher is not None:
             check_origin(self.folder, self.index, teacher)
         self._check_sizes()

@@ -16,6 +16,8 @@ NAMES = ("metadata.jsonl", "metadata.csv", "videos2caption.json")
 WEBVID = ("videoid", "page_dir", "name")  # the caption is the name, the file page_dir/videoid.mp4
 FILES = ("file_name", "path", "video", "video_path", "file")
 
+VIDEO_LIST, CAPTION_LISTS = "videos.txt", ("prompt.txt", "prompts.txt")
+
 Row = tuple[str, Mapping[str, Any]]
 
 
@@ -29,6 +31,35 @@ def read_table(table: Path, column: str = "") -> list[tuple[Path, str]]:
     rows = list(_rows(table))
     check(bool(rows), f"{table}: no row in it; write one per video")
     return [_entry(table, f"{table}, {where}", row, column) for where, row in rows]
+
+
+def caption_list(folder: Path) -> Path | None:
+    """Return the list of captions beside a folder's list of videos; None unless it has both."""
+    if not (folder / VIDEO_LIST).is_file():
+        return None
+    return next((folder / name for name in CAPTION_LISTS if (folder / name).is_file()), None)
+
+
+def read_lists(videos: Path, column: str = "") -> list[tuple[Path, str]]:
+    """Return the files that a list names, one a line, with the captions on the same lines of the list beside it.
+
+    UserError for lists that do not fit each other, and as for :func:`read_table`.
+    """
+    check(not column, f"{videos}: lists have no column '{column}'; leave the column out")
+    captions = caption_list(videos.parent)
+    if captions is None:
+        raise UserError(f"{videos}: no {' or '.join(CAPTION_LISTS)} beside it; write one caption a line")
+    files, texts = (_content(each).rstrip("\r\n").split("\n") for each in (videos, captions))
+    check(
+        len(files) == len(texts),
+        f"{videos}: {len(files)} lines, and {captions.name} has {len(texts)}: line N of one belongs to line N of the "
+        "other",
+    )
+    rows = [
+        ({"file": file.strip(), "text": text}, number)
+        for number, (file, text) in enumerate(zip(files, texts, strict=True), 1)
+    ]
+    return [_entry(videos, f"{videos}, line {number}", row, "text") for row, number in rows]
 
 
 def first_row(table: Path) -> Mapping[str, Any] | None:
