@@ -99,11 +99,11 @@ def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(tmp_path, mon
     whole, noted = CacheWriter.write, CacheWriter._note
     state = {"left": 0, "seen": 0, "writing": False}
 
-    def write(self, kind, name, tensors):
+    def write(self, kind, name, tensors, refused=None):
         state["writing"] = True
         if where == "before" and state["seen"] == state["left"]:
             raise KeyboardInterrupt
-        whole(self, kind, name, tensors)
+        whole(self, kind, name, tensors, refused)
         state["writing"] = False
         state["seen"] += 1
 

@@ -96,6 +96,30 @@ def test_plain_tables(name, path, caption, clip, tmp_path):
     assert listed(tmp_path if found_by_itself else tmp_path / name) == expected(files)
 
 
+@pytest.mark.parametrize("name", ["prompt.txt", "prompts.txt"])
+def test_two_lists_belong_together_line_by_line(name, clip, tmp_path):
+    files = folder(tmp_path, clip)
+    lists = tmp_path / "videos.txt"
+    lists.write_text("".join(f"{file.name}\r\n" for file in files.values()))
+    assert len(list_clips(write_captions(tmp_path, files), max_bad_share=1)) == 2  # beside the videos
+    (tmp_path / name).write_text("\n".join(CAPTIONS.values()))
+    assert listed(tmp_path) == listed(lists) == expected(files)
+    assert "no column 'text'" in refused(lists, column="text")
+    (tmp_path / name).write_text("one\n")
+    assert f"2 lines, and {name} has 1" in refused(tmp_path)
+    (tmp_path / name).unlink()
+    assert "no prompt.txt or prompts.txt beside it" in refused(lists)
+    (tmp_path / name).write_text("one\n")
+    lists.write_text("../a.mp4")
+    assert "line 1: '../a.mp4' leads out of" in refused(lists)
+
+
+def write_captions(root, files):
+    for name, file in files.items():
+        file.with_suffix(".txt").write_text(CAPTIONS[name])
+    return root
+
+
 def archive(path, clip, members=None):
     with tarfile.open(path, "w") as made:
         for name, text in CAPTIONS.items():

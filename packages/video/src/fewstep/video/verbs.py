@@ -2,6 +2,83 @@
 
 from __future__ import annotations
 
-from fewstep.core.image.verbs import PREPARE
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
 
-VERBS = {"prepare": PREPARE}
+from fewstep.core.image.verbs import positive_of, prepare_arguments, size_of
+from fewstep.core.verb import Verb
+
+DATA = "a folder of captioned videos, a table of them, webdataset archives, or prompts"
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate <= 1000:
+        raise ArgumentTypeError(f"'{text}' is not a rate above 0 and up to 1000 a second")
+    return rate
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ArgumentTypeError(f"'{text}' is not a whole number")
+    return int(text)
+
+
+def _prepare_arguments(parser: ArgumentParser) -> None:
+    prepare_arguments(parser, DATA, "HxWxF", 1)
+    cut = parser.add_argument_group("how clips are cut out of videos")
+    cut.add_argument("--fps", type=_rate, metavar="X", help="frames a second, as near as the video has them")
+    cut.add_argument("--interval", type=positive_of, metavar="N", help="every N-th frame instead (1)")
+    cut.add_argument(
+        "--start", choices=("random", "first", "centre"), help="where in the video (centre; random for several clips)"
+    )
+    cut.add_argument(
+        "--short",
+        choices=("skip", "shorten", "loop", "repeat_last"),
+        help="a video with too few frames: skip it, shorten the interval, loop it, repeat its last frame (skip)",
+    )
+    cut.add_argument("--crop", choices=("centre", "random"), help="where in the picture (centre)")
+    cut.add_argument("--flip", action="store_true", help="mirror half of the clips")
+    cut.add_argument("--clips-per-video", type=positive_of, metavar="N", help="(1)")
+    cut.add_argument("--reader", choices=("auto", "av", "decord"), help="(auto: av, which refuses what decord hides)")
+    cut.add_argument("--prompts", action="store_true", help="take a table of videos for its captions alone")
+
+
+def _prepare(args: Namespace) -> None:
+    from fewstep.video.preparing import prepare_videos
+
+    prepare_videos(args)
+
+
+def _draw_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder: videos, images, captions, true motion")
+    parser.add_argument("--clips", type=_count, default=64, metavar="N", help="(64)")
+    parser.add_argument("--images", type=_count, default=64, metavar="N", help="crisp ones, of other scenes (64)")
+    parser.add_argument("--size", type=size_of, default=(32, 32, 8), metavar="HxWxF", help="(32x32x8)")
+    parser.add_argument(
+        "--content", default="shapes", metavar="A,B", help="some of shapes, digits and textures (shapes)"
+    )
+    parser.add_argument("--objects", type=positive_of, default=2, metavar="N", help="at most in a clip (2)")
+    parser.add_argument("--edges", choices=("bounce", "wrap"), default="bounce", help="(bounce)")
+    parser.add_argument("--fps", type=_rate, default=8.0, metavar="X", help="(8)")
+    parser.add_argument("--codec", default="h264", metavar="NAME", help="of the videos (h264)")
+    for name, given in (("video", "low"), ("image", "high")):
+        parser.add_argument(
+            f"--{name}-quality", choices=("low", "high"), default=given, help=f"low is blurred and pale ({given})"
+        )
+    parser.add_argument("--seed", type=int, default=0, help="(0)")
+
+
+def _draw(args: Namespace) -> None:
+    from fewstep.video.preparing import draw_world
+
+    draw_world(args)
+
+
+VERBS = {
+    "prepare": Verb("encode captions and clips once, for runs to read them", _prepare_arguments, _prepare),
+    "draw": Verb("draw captioned clips and images with known motion, to try things on", _draw_arguments, _draw),
+}

@@ -47,7 +47,8 @@ Spec = Mapping[str, tuple[str, tuple[int, ...]]]
 class Origin:
     """What a cache was made with.
 
-    ``text`` and ``vae``: fingerprints; ``data``: a digest of the samples; ``vae`` and ``size``: None without latents.
+    ``text`` and ``vae``: fingerprints; ``data``: a digest of the samples; ``vae`` and ``size``: None without latents;
+    ``cut``: how clips were cut out of videos, in words.
     """
 
     family: str
@@ -58,6 +59,7 @@ class Origin:
     size: tuple[int, ...] | None
     dtype: str
     data: str
+    cut: str = ""
 
     def about(self) -> str:
         """Return the teacher and the size in words."""
@@ -68,7 +70,11 @@ class Origin:
 
 @dataclass
 class Index:
-    """The content of ``index.json``. ``files``: size and SHA-256 of those that are done; ``counts``: rows of shards."""
+    """The content of ``index.json``.
+
+    ``files``: size and SHA-256 of those that are done; ``counts``: rows of shards; ``refused``: the files of the data
+    that gave no sample, by their place among them, and why.
+    """
 
     origin: Origin
     samples: int
@@ -77,6 +83,7 @@ class Index:
     tensors: dict[str, Spec] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
     complete: bool = False
 
     def shards(self, kind: Kind) -> list[tuple[str, int, int]]:
@@ -102,7 +109,7 @@ class Index:
 def read_index(folder: Path) -> Index:
     """Return the index of a prepared folder, complete or not; UserError when it has none that can be read."""
     path = folder / INDEX
-    check(path.is_file(), f"{folder}: no {INDEX} there: give a folder that `fewstep image prepare` wrote")
+    check(path.is_file(), f"{folder}: no {INDEX} there: give a folder that `prepare` wrote")
     check(path.stat().st_size <= MAX_INDEX, f"{path}: too large to be an index: {AGAIN}")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -129,6 +136,7 @@ def _index(found: Mapping[str, Any]) -> Index:
         },
         counts={str(name): int(count) for name, count in found["counts"].items()},
         files={str(name): (int(size), str(digest)) for name, (size, digest) in found["files"].items()},
+        refused={str(int(number)): str(why) for number, why in found.get("refused", {}).items()},
         complete=bool(found["complete"]),
     )
     if min(made.samples, made.texts, made.per_shard) < 1 or made.texts > made.samples:
@@ -171,8 +179,7 @@ class CacheWriter:
         wanted = self.index
         same = (found.origin, found.samples, found.texts) == (wanted.origin, wanted.samples, wanted.texts)
         if not same:
-            what = found.origin.about() if found.origin.about() != wanted.origin.about() else "other data or dtype"
-            raise UserError(f"{self.folder}: holds data prepared for {what}: give another --out")
+            raise UserError(f"{self.folder}: holds data prepared for {_other(found, wanted)}: give another --out")
         if found.per_shard != wanted.per_shard:
             raise UserError(f"{self.folder}: was begun with {found.per_shard} samples per shard: go on with as many")
         self.index = found
@@ -195,8 +202,13 @@ class CacheWriter:
             write_tensors(self.folder / NULL, null)
             self._note(NULL)
 
-    def write(self, kind: Kind, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write a shard; TrainingError for rows too few, too many, unlike the other shards', or not finite."""
+    def write(
+        self, kind: Kind, name: str, tensors: Mapping[str, Tensor], refused: Mapping[int, str] | None = None
+    ) -> None:
+        """Write a shard; TrainingError for rows too few, too many, unlike the other shards', or not finite.
+
+        ``refused``: the files among its samples' that could not be read, and why.
+        """
         spec = spec_of(tensors)
         if self.index.tensors.setdefault(kind, spec) != spec:
             raise TrainingError(
@@ -213,6 +225,7 @@ class CacheWriter:
         with self._disk():
             write_tensors(self.folder / name, tensors)
             self.index.counts[name] = len(next(iter(tensors.values())))
+            self.index.refused |= {str(number): why for number, why in (refused or {}).items()}
             self._note(name)
 
     def finish(self) -> None:
@@ -239,6 +252,14 @@ class CacheWriter:
             full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
             reason = "the disk is full" if full else str(getattr(error, "strerror", None) or error)
             raise TrainingError(f"{self.folder}: not written, {reason}; run it again to go on from there") from error
+
+
+def _other(found: Index, wanted: Index) -> str:
+    """Return in words what a folder was prepared for, where it differs from what is wanted."""
+    about, cut = found.origin.about(), found.origin.cut
+    if about != wanted.origin.about():
+        return about
+    return f"other clips ({cut})" if cut != wanted.origin.cut else "other data or dtype"
 
 
 def check_room(folder: Path, index: Index) -> None:

@@ -28,9 +28,10 @@ RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of archives
 
 @runtime_checkable
 class Captioned(Protocol):
-    """Pictures with captions, by index. ``identity``: a digest of which pictures these are."""
+    """Pictures with captions, by index. ``identity``: a digest of which these are; ``bad``: those that are damaged."""
 
     identity: str
+    bad: BadFiles
 
     def __len__(self) -> int:
         """Return the number of pictures, damaged ones included."""

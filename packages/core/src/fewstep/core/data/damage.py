@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import KeysView
 
 from fewstep.core.errors import TrainingError
 
@@ -14,25 +15,34 @@ class Damaged(Exception):
 
 
 class BadFiles:
-    """The samples of ``where`` that turned out unreadable, by index; more than ``max_bad_share`` of ``total`` stop.
+    """The files of ``where`` that turned out unreadable, by index; more than ``max_bad_share`` of ``total`` stop.
 
-    ``setting``: what a person changes to allow more.
+    ``refused``: of each, its name and the reason, in one line. ``setting``: what a person changes to allow more.
+    ``kind``: the word for the files.
     """
 
-    def __init__(self, where: str, total: int, max_bad_share: float, setting: str = "max_bad_share") -> None:
-        self.where, self.total, self.max_bad_share, self.setting = where, total, max_bad_share, setting
-        self.indices: set[int] = set()
+    def __init__(
+        self, where: str, total: int, max_bad_share: float, setting: str = "max_bad_share", kind: str = "images"
+    ) -> None:
+        self.where, self.total, self.max_bad_share = where, total, max_bad_share
+        self.setting, self.kind = setting, kind
+        self.refused: dict[int, str] = {}
+
+    @property
+    def indices(self) -> KeysView[int]:
+        """Which files they are."""
+        return self.refused.keys()
 
     def add(self, index: int, name: str, error: Exception) -> None:
-        """Count a sample, once; TrainingError above the ceiling."""
-        if index in self.indices:
+        """Count a file, once; TrainingError above the ceiling."""
+        if index in self.refused:
             return
-        self.indices.add(index)
         # Pillow repeats the path, which the message already starts with
-        reason = (str(error) or type(error).__name__).splitlines()[0].replace(name, "it")
+        reason = (str(error) or type(error).__name__).splitlines()[0].removeprefix(f"{name}: ").replace(name, "it")
+        self.refused[index] = f"{name}: {reason}"
         log.warning("%s: skipped, cannot be read (%s)", name, reason)
-        if len(self.indices) / self.total > self.max_bad_share:
+        if len(self.refused) / self.total > self.max_bad_share:
             raise TrainingError(
-                f"{self.where}: {len(self.indices)} of {self.total} images cannot be read, more than "
+                f"{self.where}: {len(self.refused)} of {self.total} {self.kind} cannot be read, more than "
                 f"{self.setting}={self.max_bad_share:g}; the last one was {name} ({reason})"
             )

@@ -22,6 +22,15 @@ def epoch_indices(rng: Rng, count: int) -> list[int]:
 
     Without a known global batch every step is an epoch of its own (no sample twice in a step, up to ``count``).
     """
+    return [int(permutation(rng.seed, epoch, count)[place]) for epoch, place in _places(rng, count)]
+
+
+def epochs_of(rng: Rng, count: int) -> list[int]:
+    """Return which epoch each sample of a step belongs to."""
+    return [epoch for epoch, _ in _places(rng, count)]
+
+
+def _places(rng: Rng, count: int) -> list[tuple[int, int]]:
+    """Return the epoch of each sample of a step, and its place in that."""
     stride = rng.batch or count
-    places = [divmod(rng.step * stride + sample, count) for sample in rng.ids]
-    return [int(permutation(rng.seed, epoch, count)[place]) for epoch, place in places]
+    return [divmod(rng.step * stride + sample, count) for sample in rng.ids]

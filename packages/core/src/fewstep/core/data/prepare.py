@@ -1,64 +1,33 @@
-"""Prepares data once for many runs: captions through the text encoders, pictures through the autoencoder."""
+"""Prepares data once for many runs: captions through the text encoders, pictures and clips through the autoencoder."""
 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from fewstep.core.data.cache import (
-    INDEX,
-    LATENTS,
-    SAMPLES,
-    CacheWriter,
-    Index,
-    bytes_per_row,
-    check_room,
-    spec_of,
-)
+from fewstep.core.data.cache import INDEX, CacheWriter, Index, bytes_per_row, check_room, spec_of
 from fewstep.core.data.captioned import Captioned, digest_of
-from fewstep.core.data.damage import Damaged
+from fewstep.core.data.cost import Cost, in_units
+from fewstep.core.data.encoding import seconds_per_sample, write_latents
 from fewstep.core.data.prepared import fingerprint, origin_of
-from fewstep.core.data.source import GIB, crop_to, unique
+from fewstep.core.data.samples import CentreCrops, Samples
+from fewstep.core.data.source import unique
 from fewstep.core.data.synthetic import Sampling, write_samples
 from fewstep.core.errors import UserError, check
-from fewstep.core.models.loading import DTYPES, DtypeName, Teacher
+from fewstep.core.models.loading import DTYPES, ENCODE_BATCH, DtypeName, Teacher
 
 Told = Callable[[str, int, int], None]
 """Is told what is done, how much of it, and of how many."""
 HEADERS = 4096  # bytes around the tensors of a shard, roughly
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What prepared data takes: samples of a ``kind``, different captions, bytes on the disk."""
-
-    samples: int
-    texts: int
-    kind: str
-    bytes: int
-
-    def __str__(self) -> str:
-        """Return the cost in words."""
-        what = f"{self.samples} {self.kind}, {self.texts} different captions"
-        return f"{what}: {in_units(self.bytes)} on the disk"
-
-
-def in_units(size: int) -> str:
-    """Return a number of bytes as people write it."""
-    for unit, least in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= least:
-            return f"{size / least:.1f} {unit}"
-    return f"{size} bytes"
-
-
 def prepare(
     teacher: Teacher,
-    data: Captioned | Sequence[str],
+    data: Samples | Captioned | Sequence[str],
     out: Path,
     *,
     sampling: Sampling | None = None,
@@ -69,40 +38,47 @@ def prepare(
     progress: Told = lambda what, done, total: None,
     dry_run: bool = False,
 ) -> Cost:
-    """Write captioned pictures (centre crops at the teacher's size), or only prompts, as a folder ``out``; go on with
-    one that was begun. Return what it takes; ``dry_run`` writes nothing.
+    """Write samples, captioned pictures (centre crops at the teacher's size), or only prompts, as a folder ``out``; go
+    on with one that was begun. Return what it takes, and what was refused; ``dry_run`` writes nothing, and measures.
 
     ``sampling``: make latents of prompts by letting the teacher sample them. Networks compute, and their results are
-    kept, in ``dtype``. ``batch``: pictures encoded, or samples made, at a time. Raises UserError for data, a size or a
-    folder that will not do, TrainingError for too many damaged pictures, numbers that are not finite, or a full disk;
-    what is written by then is gone on with.
+    kept, in ``dtype``. ``batch``: pictures or clips encoded, or samples made, at a time. Raises UserError for data, a
+    size or a folder that will not do, TrainingError for too many damaged files, numbers that are not finite, or a full
+    disk; what is written by then is gone on with.
     """
     check(samples_per_shard >= 1 and batch >= 1, "samples per shard and batch must be at least 1")
-    pictures = data if isinstance(data, Captioned) else None
-    captions = [pictures.caption(i) for i in range(len(pictures))] if pictures is not None else list(_prompts(data))
-    check(bool(captions), "no samples to prepare: give pictures or prompts")
+    shown, prompts = _samples(data, teacher)
+    captions = prompts if shown is None else [shown.caption(i) for i in range(len(shown))]
+    check(bool(captions), "no samples to prepare: give pictures, clips or prompts")
     texts, rows = unique(captions)
-    check(sampling is None or pictures is None, "the teacher samples for prompts only: these data have pictures")
-    made = pictures.identity if pictures is not None else _made_by(teacher, sampling)
-    latents = pictures is not None or sampling is not None
-    origin = origin_of(teacher, latents=latents, dtype=dtype, data=digest_of([*captions, made]))
+    check(sampling is None or shown is None, "the teacher samples for prompts only: these data have pictures")
+    made = shown.identity if shown is not None else _made_by(teacher, sampling)
+    latents = shown is not None or sampling is not None
+    cut = shown.cut if shown is not None else ""
+    origin = origin_of(teacher, latents=latents, dtype=dtype, data=digest_of([*captions, made]), cut=cut)
     index = Index(origin, len(rows), len(texts), samples_per_shard)
     if not (out / INDEX).is_file():
         check_room(out, index)
     shape = teacher.shape if latents else ()  # a size the teacher cannot take is said now
-    kind = "pictures" if pictures is not None else "prompts" if sampling is None else "samples of the teacher"
+    kind = shown.kind if shown is not None else "prompts" if sampling is None else "samples of the teacher"
     if dry_run:
-        return _cost(teacher, index, texts, shape, dtype, device, kind)
+        return _cost(teacher, index, texts, shape, dtype, device, shown, kind)
     _check_disk(out, index, shape, dtype)
     writer = CacheWriter(out, origin, texts, rows, samples_per_shard)
     _write_texts(teacher, writer, texts, dtype, device, progress)
-    if pictures is not None:
-        _write_latents(teacher, writer, pictures, dtype, device, batch, progress)
+    if shown is not None:
+        write_latents(teacher, writer, shown, DTYPES[dtype], device, batch, progress)
     elif sampling is not None:
         write_samples(teacher, writer, rows, sampling, DTYPES[dtype], device, batch, progress)
     writer.finish()
-    written = sum(size for size, _ in writer.index.files.values())
-    return Cost(len(rows), len(texts), kind, written)
+    return _result(writer.index, shown, kind)
+
+
+def _samples(data: Samples | Captioned | Sequence[str], teacher: Teacher) -> tuple[Samples | None, list[str]]:
+    """Return samples to encode, or prompts."""
+    if isinstance(data, Captioned):
+        return CentreCrops(data, teacher.size), []
+    return (data, []) if isinstance(data, Samples) else (None, list(data))
 
 
 def _made_by(teacher: Teacher, sampling: Sampling | None) -> str:
@@ -110,10 +86,10 @@ def _made_by(teacher: Teacher, sampling: Sampling | None) -> str:
     return "" if sampling is None else f"{sampling} {fingerprint(teacher.folder, [teacher.family.network])}"
 
 
-def _prompts(data: Captioned | Sequence[str]) -> Sequence[str]:
-    if isinstance(data, Captioned):
-        raise TypeError("captioned pictures are no list of prompts")
-    return data
+def _result(index: Index, samples: Samples | None, kind: str) -> Cost:
+    written = sum(size for size, _ in index.files.values())
+    refused = tuple(why for _, why in sorted(index.refused.items(), key=lambda item: int(item[0])))
+    return Cost(index.samples, index.texts, kind, written, None, refused, samples.bad.total if samples else 0)
 
 
 def _cost(
@@ -123,14 +99,23 @@ def _cost(
     shape: Sequence[int],
     dtype: DtypeName,
     device: torch.device | str,
+    samples: Samples | None,
     kind: str,
 ) -> Cost:
-    """Encode one caption, to know what each takes."""
-    found = teacher.encode(texts[:1], device, DTYPES[dtype])
+    """Encode some captions and one sample, to know what each takes."""
+    encode, some = teacher.text_encoder(device, DTYPES[dtype]), texts[:ENCODE_BATCH]
+    found = encode(some[:1])  # the first call of a network takes longer than others
+    since = time.perf_counter()
+    encode(some)
+    seconds = (time.perf_counter() - since) / len(some) * index.texts
+    del encode
+    if samples is not None:
+        seconds += seconds_per_sample(teacher, samples, DTYPES[dtype], device) * index.samples
     per_text = bytes_per_row(spec_of(found.cond)) + len(texts[0].encode())
     total = index.texts * per_text + index.samples * 8 + _latent_bytes(index, shape, dtype)
     shards = len(index.shards("text")) + len(index.shards("latents"))
-    return Cost(index.samples, index.texts, kind, total + (shards + 1) * HEADERS)
+    sampled = samples is None and index.origin.vae is not None  # by the teacher, for as long as that takes
+    return Cost(index.samples, index.texts, kind, total + (shards + 1) * HEADERS, None if sampled else seconds)
 
 
 def _latent_bytes(index: Index, shape: Sequence[int], dtype: DtypeName) -> int:
@@ -143,7 +128,7 @@ def _check_disk(out: Path, index: Index, shape: Sequence[int], dtype: DtypeName)
     there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free, least = shutil.disk_usage(there).free, _latent_bytes(index, shape, dtype)
     if not (out / INDEX).is_file() and least > free:
-        raise UserError(f"{out}: latents take {least / GIB:.1f} GiB and {free / GIB:.1f} are free: give another --out")
+        raise UserError(f"{out}: latents take {in_units(least)} and {in_units(free)} are free: give another --out")
 
 
 def _write_texts(
@@ -168,40 +153,3 @@ def _write_texts(
         if start == 0 and found.null is not None:
             writer.write_null(found.null)
         writer.write("text", name, found.cond)
-
-
-def _write_latents(
-    teacher: Teacher,
-    writer: CacheWriter,
-    pictures: Captioned,
-    dtype: DtypeName,
-    device: torch.device | str,
-    batch: int,
-    progress: Told,
-) -> None:
-    missing = writer.missing("latents")
-    if not missing:
-        return
-    codec = teacher.vae(DTYPES[dtype]).to(device)
-    for name, start, stop in missing:
-        samples: list[int] = []
-        latents = [torch.empty(0, *teacher.shape, dtype=DTYPES[dtype])]
-        for first in range(start, stop, batch):
-            shown, crops = _crops(pictures, range(first, min(first + batch, stop)), teacher)
-            samples += shown
-            if shown:
-                latents.append(codec.encode(torch.stack(crops) * 2 - 1).to(DTYPES[dtype]).cpu())
-            progress("pictures", min(first + batch, stop), len(pictures))
-        writer.write("latents", name, {LATENTS: torch.cat(latents), SAMPLES: torch.tensor(samples, dtype=torch.int64)})
-
-
-def _crops(pictures: Captioned, indices: Sequence[int], teacher: Teacher) -> tuple[list[int], list[Tensor]]:
-    shown, crops = [], []
-    for index in indices:
-        try:
-            picture = pictures.picture(index)
-        except Damaged:
-            continue
-        shown.append(index)
-        crops.append(crop_to(picture, teacher.size, (0.5, 0.5)))
-    return shown, crops

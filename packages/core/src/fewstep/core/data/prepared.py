@@ -35,8 +35,8 @@ def is_prepared(path: str | Path) -> bool:
     return (folder / "index.json").is_file() and (folder / CAPTIONS).is_file()
 
 
-def origin_of(teacher: Teacher, *, latents: bool, dtype: str, data: str) -> Origin:
-    """Return what data prepared for a teacher is made with; ``data`` identifies the samples."""
+def origin_of(teacher: Teacher, *, latents: bool, dtype: str, data: str, cut: str = "") -> Origin:
+    """Return what data prepared for a teacher is made with; ``data`` identifies the samples, ``cut`` tells of clips."""
     parts = [part for part in teacher.family.text if teacher.folder.has(part)]
     size = teacher.size
     sides = (size.height, size.width, *((size.frames,) if size.frames > 1 else ()))
@@ -49,6 +49,7 @@ def origin_of(teacher: Teacher, *, latents: bool, dtype: str, data: str) -> Orig
         size=sides if latents else None,
         dtype=dtype,
         data=data,
+        cut=cut,
     )
 
 
@@ -95,7 +96,7 @@ class Prepared:
     def __init__(self, folder: str | Path, teacher: Teacher | None = None) -> None:
         self.folder = Path(folder).expanduser()
         self.index = read_index(self.folder)
-        check(self.index.complete, f"{self.folder}: not complete; run the same `fewstep image prepare` again to finish")
+        check(self.index.complete, f"{self.folder}: not complete; run the same `prepare` again to finish")
         if teacher is not None:
             check_origin(self.folder, self.index, teacher)
         self._check_sizes()

@@ -98,8 +98,9 @@ def encode_texts(
     gib = bytes_of(first.cond) / min(len(texts), ENCODE_BATCH) * len(texts) / GIB
     if gib > max_gib:
         raise UserError(
-            f"{len(texts)} encoded prompts take {gib:.1f} GiB of memory, more than {max_gib:g}: run `fewstep image "
-            f"prepare --teacher {teacher.folder.name} --data ... --out DIR` once, and give the folder it writes as data"
+            f"{len(texts)} encoded prompts take {gib:.1f} GiB of memory, more than {max_gib:g}: run `fewstep "
+            f"{teacher.family.media} prepare --teacher {teacher.folder.name} --data ... --out DIR` once, and give the "
+            "folder it writes as data"
         )
     if len(texts) <= ENCODE_BATCH:
         return EncodedTexts(texts, rows, first.cond, first.null)

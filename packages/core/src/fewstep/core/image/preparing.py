@@ -1,4 +1,4 @@
-"""The command that prepares data: latents of pictures and embeddings of captions, once for many runs."""
+"""The command that prepares data: latents of pictures or clips and embeddings of captions, once for many runs."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import re
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fewstep.core.data.captioned import open_data
+from fewstep.core.data.captioned import Captioned, open_data
 from fewstep.core.data.prepare import prepare
+from fewstep.core.data.samples import Samples
 from fewstep.core.data.synthetic import Sampling
-from fewstep.core.errors import check
+from fewstep.core.data.writing import write_text
+from fewstep.core.errors import TrainingError, UserError, check
 from fewstep.core.models.family import Size
 from fewstep.core.models.loading import Teacher
 from fewstep.core.tensors import find_device
 from fewstep.core.training.progress import Stream, clock
 
 SECONDS = 5.0  # between lines where no person looks
+SHOWN = 20  # refused files, at the end
 
 
 class Count:
@@ -57,18 +61,33 @@ class Count:
 
 def prepare_data(args: Namespace) -> None:
     """Run ``fewstep image prepare``."""
+
+    def find(teacher: Teacher) -> Captioned | list[str]:
+        data = open_data(args.data, args.column, args.max_bad_share)
+        still = teacher.family.media == "image"
+        check(still or isinstance(data, list), f"{args.data}: pictures for a model of videos; give prompts, or videos")
+        return data
+
+    run_preparation(args, find)
+
+
+def run_preparation(args: Namespace, find: Callable[[Teacher], Samples | Captioned | list[str]]) -> None:
+    """Prepare what ``find`` makes of the arguments for a teacher; say what it takes and what was refused."""
     size = Size(*args.size) if args.size else None
     options = {"revision": args.revision, "variant": args.variant, "negative": args.negative}
     teacher = Teacher.find(args.teacher, size=size, **options)
     sampling = _sampling(args, teacher)
-    data = open_data(args.data, args.column, args.max_bad_share)
+    data = find(teacher)
     check(
         args.size is None or sampling is not None or not isinstance(data, list),
         f"--size: {args.data} has no pictures; leave it out, or give --sample-steps",
     )
     check(isinstance(data, list) or sampling is None, f"--sample-steps: {args.data} has pictures; give prompts")
-    still = teacher.family.media == "image"
-    check(still or isinstance(data, list), f"{args.data}: pictures for a model of videos; give prompts")
+    if args.list_refused:
+        check(
+            not isinstance(data, list), f"--list-refused: {args.data} has no files that could be refused; leave it out"
+        )
+        check(not args.dry_run, "--list-refused: a dry run reads one sample only; leave one of the two out")
     out = args.out or Path("prepared") / default_name(args.data, args.teacher)
     count = Count(sys.stderr)
     try:
@@ -84,9 +103,28 @@ def prepare_data(args: Namespace) -> None:
             progress=count,
             dry_run=args.dry_run,
         )
+    except TrainingError:
+        _list_refused(args.list_refused, data)
+        raise
     finally:
         count.close()
+    _list_refused(args.list_refused, data)
     sys.stdout.write(f"{out}: {cost}\n")
+    if cost.refused:
+        sys.stdout.write(f"refused: {len(cost.refused)} of {cost.files} files\n")
+        sys.stdout.writelines(f"  {why}\n" for why in cost.refused[:SHOWN])
+        if len(cost.refused) > SHOWN:
+            sys.stdout.write(f"  and {len(cost.refused) - SHOWN} more, which --list-refused FILE names\n")
+
+
+def _list_refused(file: Path | None, data: Samples | Captioned | list[str]) -> None:
+    """Write one line for every file that could not be read."""
+    if file is None or isinstance(data, list):
+        return
+    try:
+        write_text(file, "".join(f"{why}\n" for _, why in sorted(data.bad.refused.items())))
+    except OSError as error:
+        raise UserError(f"--list-refused {file}: cannot be written ({error.strerror}); give another file") from error
 
 
 def _sampling(args: Namespace, teacher: Teacher) -> Sampling | None:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core.data.captioned import Captioned, open_captioned
+from fewstep.core.data.damage import BadFiles
 from fewstep.core.data.epochs import permutation
 from fewstep.core.data.prepared import Prepared
 from fewstep.core.data.prompts import read_prompts
@@ -31,6 +32,7 @@ class Labelled:
         check("{}" in template, f"domain.data.caption '{template}': write {{}} where the class's name belongs")
         self.pictures, self.template = pictures, template
         self.identity = f"{template} {pictures.classes} {len(pictures)}"
+        self.bad = BadFiles(template, len(pictures), 0.0)
 
     def __len__(self) -> int:
         """Return the number of pictures."""

@@ -46,7 +46,8 @@ def _pipeline(args: Namespace) -> None:
     sys.stdout.write(f"{args.out}: the autoencoder restores held-out digits with an error of {error:.3f} in [-1, 1]\n")
 
 
-def _size(text: str) -> tuple[int, ...]:
+def size_of(text: str) -> tuple[int, ...]:
+    """Return height, width and perhaps frames out of ``512``, ``512x768`` or ``480x832x81``."""
     sides = text.lower().split("x")
     if len(sides) > 3 or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides):
         raise ArgumentTypeError(f"'{text}' is not a size such as 512, 512x768 or 480x832x81 (height, width, frames)")
@@ -54,13 +55,15 @@ def _size(text: str) -> tuple[int, ...]:
     return numbers * 2 if len(numbers) == 1 else numbers
 
 
-def _positive(text: str) -> int:
+def positive_of(text: str) -> int:
+    """Return a whole number of at least 1."""
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
 
 
-def _share(text: str) -> float:
+def share_of(text: str) -> float:
+    """Return a number from 0 to 1."""
     try:
         share = float(text)
     except ValueError:
@@ -71,26 +74,32 @@ def _share(text: str) -> float:
 
 
 def _prepare_arguments(parser: ArgumentParser) -> None:
+    prepare_arguments(parser, "prompts, a folder of captioned images, or webdataset archives", "HxW", 8)
+
+
+def prepare_arguments(parser: ArgumentParser, data: str, size: str, batch: int) -> None:
+    """Add what every domain's ``prepare`` takes; ``data`` says what, ``size`` how it is written."""
     parser.add_argument("--teacher", required=True, metavar="NAME", help="a pipeline: folder, hub id or tiny:FAMILY")
-    parser.add_argument(
-        "--data", required=True, metavar="PATH", help="prompts, a folder of captioned images, or webdataset archives"
-    )
+    parser.add_argument("--data", required=True, metavar="PATH", help=data)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to (prepared/<data>-<teacher>)")
     parser.add_argument("--column", default="", metavar="NAME", help="of the text (text, caption or prompt)")
-    parser.add_argument("--size", type=_size, metavar="HxW", help="pixels of crops or samples (the teacher's)")
+    parser.add_argument("--size", type=size_of, metavar=size, help="pixels of crops or samples (the teacher's)")
     parser.add_argument(
         "--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="to encode and keep in (fp32)"
     )
     parser.add_argument("--device", default="", help="to encode on (cuda where there is one)")
-    parser.add_argument("--batch", type=_positive, default=8, metavar="N", help="encoded or sampled at a time (8)")
+    parser.add_argument("--batch", type=positive_of, default=batch, metavar="N", help=f"at a time ({batch})")
     parser.add_argument(
-        "--sample-steps", type=_positive, metavar="N", help="let the teacher sample latents for prompts, in N steps"
+        "--sample-steps", type=positive_of, metavar="N", help="let the teacher sample latents for prompts, in N steps"
     )
     parser.add_argument("--guidance-scale", type=float, default=1.0, metavar="S", help="of these samples (1)")
-    parser.add_argument("--seed", type=int, default=0, help="of these samples (0)")
-    parser.add_argument("--samples-per-shard", type=_positive, default=512, metavar="N", help="in a file (512)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is random (0)")
+    parser.add_argument("--samples-per-shard", type=positive_of, default=512, metavar="N", help="in a file (512)")
     parser.add_argument(
-        "--max-bad-share", type=_share, default=0.01, metavar="X", help="of damaged or uncaptioned pictures (0.01)"
+        "--max-bad-share", type=share_of, default=0.01, metavar="X", help="of damaged or uncaptioned files (0.01)"
+    )
+    parser.add_argument(
+        "--list-refused", type=Path, metavar="FILE", help="write the names of unreadable files, with the reasons"
     )
     parser.add_argument("--negative", metavar="TEXT", help="the unconditional prompt (the pipeline's own)")
     parser.add_argument("--revision", default="", help="of a hub id")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.core.data.captioned import MAX_CAPTION, RANGE, read_caption
+from fewstep.core.data.prompts import SUFFIXES as PROMPTS
 from fewstep.core.data.reading import SUFFIXES as IMAGES
 from fewstep.core.data.tars import Corrupt, find_archives, samples
 from fewstep.core.errors import UserError, check
@@ -32,8 +33,9 @@ class Captioned:
 def list_clips(path: str | Path, column: str = "", max_bad_share: float = 0.01) -> list[Captioned]:
     """Return the clips that a path means, in an order of their own; none is opened.
 
-    A table (:mod:`.tables`); a folder that holds one, or videos and folders of images with a ``.txt`` or ``.json`` of
-    the same name beside each; webdataset archives (a ``.tar``, a folder of them, a pattern with ``*``, a brace range).
+    A table (:mod:`.tables`), or ``videos.txt`` with ``prompt.txt`` beside it; a folder that holds one, or videos and
+    folders of images with a ``.txt`` or ``.json`` of the same name beside each; webdataset archives (a ``.tar``, a
+    folder of them, a pattern with ``*``, a brace range).
     Videos without a caption, or named and not there, are left out and counted: UserError above ``max_bad_share``, and
     for anything else that does not fit.
     """
@@ -41,18 +43,47 @@ def list_clips(path: str | Path, column: str = "", max_bad_share: float = 0.01) 
     if str(path).endswith(".tar") or RANGE.search(str(path)) or "*" in given.name:
         return _archives(path, column, max_bad_share)
     check(given.exists(), f"{given}: not there; give a folder of videos, a table of them, or .tar archives")
+    if given.name == tables.VIDEO_LIST and given.is_file():
+        return _found(given, tables.read_lists(given, column), max_bad_share)
     if given.is_file():
         known = ", ".join(tables.SUFFIXES)
         check(given.suffix in tables.SUFFIXES, f"{given}: videos are listed in {known}; or give their folder")
-        return _table(given, column, max_bad_share)
+        return _found(given, tables.read_table(given, column), max_bad_share)
     table = next((given / name for name in tables.NAMES if (given / name).is_file()), None)
     if table is not None:
-        return _table(table, column, max_bad_share)
+        return _found(table, tables.read_table(table, column), max_bad_share)
+    if tables.caption_list(given) is not None:
+        lists = given / tables.VIDEO_LIST
+        return _found(lists, tables.read_lists(lists, column), max_bad_share)
     clips = _clips_under(given)
     if not clips and any(given.glob("*.tar")):
         return _archives(path, column, max_bad_share)
     check(bool(clips), f"{given}: no video in it; read are {', '.join(sorted(VIDEOS))}, folders of images, and .tar")
     return _beside(given, clips, column, max_bad_share)
+
+
+def means_videos(path: str | Path) -> bool:
+    """Return whether a path means videos, and not a file of prompts.
+
+    UserError for a table that seems to name videos, in a column that is not known for it.
+    """
+    given = Path(path).expanduser()
+    if str(path).endswith(".tar") or RANGE.search(str(path)) or "*" in given.name or given.is_dir():
+        return True
+    if given.name == tables.VIDEO_LIST and given.is_file():
+        return True
+    if given.suffix not in tables.SUFFIXES or not given.is_file():
+        return given.suffix.lower() not in PROMPTS
+    row = tables.first_row(given)
+    if row is None or tables.names_videos(row):
+        return row is not None
+    odd = next((key for key, value in row.items() if str(value).strip().lower().endswith(tuple(VIDEOS))), None)
+    check(
+        odd is None,
+        f"{given}: its column '{odd}' seems to name videos: call it {tables.FILES[0]}, or give --prompts to take its "
+        "texts alone",
+    )
+    return False
 
 
 def _clips_under(root: Path) -> list[Path]:
@@ -79,9 +110,9 @@ def _beside(root: Path, clips: Iterable[Path], column: str, max_bad_share: float
     return _checked(str(root), found, missing, max_bad_share, advice)
 
 
-def _table(table: Path, column: str, max_bad_share: float) -> list[Captioned]:
+def _found(table: Path, rows: Iterable[tuple[Path, str]], max_bad_share: float) -> list[Captioned]:
     found, missing = [], []
-    for file, caption in tables.read_table(table, column):
+    for file, caption in rows:
         if file.exists():
             found.append(Captioned(ClipSource(file), caption))
         else:

@@ -16,6 +16,10 @@ class TooShort(UserError):
     """A video with fewer frames than a clip needs, where it is to be skipped."""
 
 
+class NoRate(UserError):
+    """A video that does not say how many frames a second it shows, where that is needed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig:
     """A clip: ``frames`` of a video, every ``interval``-th, or as many apart as come nearest to ``fps`` a second.
@@ -40,6 +44,21 @@ class ClipConfig:
         check(self.fps >= 0, f"fps must not be negative, got {self.fps:g}")
         check(self.fps == 0 or self.interval == 1, "fps and interval: give one of the two")
         check(min(self.size) >= 1, f"size must be positive, got {self.size}")
+
+    def __str__(self) -> str:
+        """Return the settings in words."""
+        rate = (
+            f"{self.fps:g} a second" if self.fps else "all of them" if self.interval == 1 else f"1 in {self.interval}"
+        )
+        flip = ", half of them mirrored" if self.flip else ""
+        height, width = self.size
+        where = f"start {self.start}, crop {self.crop}, short {self.short}{flip}"
+        return f"{self.frames} frames of {height}x{width}, {rate}, {where}"
+
+    @property
+    def random(self) -> bool:
+        """Whether clips of one video differ."""
+        return self.start == "random" or self.crop == "random" or self.flip
 
 
 @dataclass(frozen=True)
@@ -72,7 +91,7 @@ def draw(config: ClipConfig, seed: int, epoch: int, index: int) -> Draw:
 
 
 def window(config: ClipConfig, info: ClipInfo, drawn: Draw) -> Window:
-    """Return what to read of a video; TooShort for one that is to be skipped, UserError where its fps is not known."""
+    """Return what to read of a video; TooShort for one that is to be skipped, NoRate where its fps is not known."""
     interval = interval_of(config, info.fps)
     indices = clip_indices(info.frames, config.frames, interval, drawn.start, config.short)
     resized = covering((info.height, info.width), config.size)
@@ -83,10 +102,11 @@ def window(config: ClipConfig, info: ClipInfo, drawn: Draw) -> Window:
 
 
 def interval_of(config: ClipConfig, fps: float) -> int:
-    """Return the interval in frames, for a video of ``fps``; UserError where its rate is needed and unknown."""
+    """Return the interval in frames, for a video of ``fps``; NoRate where its rate is needed and unknown."""
     if config.fps == 0:
         return config.interval
-    check(fps > 0, f"fps={config.fps:g}: the video does not say its own rate; give an interval instead")
+    if fps <= 0:
+        raise NoRate(f"fps={config.fps:g}: the video does not say its own rate; give an interval instead")
     return max(1, round(fps / config.fps))
 
 

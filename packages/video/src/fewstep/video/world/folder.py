@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -25,6 +25,9 @@ MOTION, CARD = "motion.safetensors", "world.json"
 BATCH = 64
 MOST = 10_000_000
 
+Told = Callable[[str, int, int], None]
+"""Is told what is written, how many of it, and of how many."""
+
 
 def write_world(
     out: Path,
@@ -36,6 +39,7 @@ def write_world(
     codec: str = "h264",
     video_quality: Quality = LOW,
     image_quality: Quality = HIGH,
+    progress: Told = lambda what, done, total: None,
 ) -> None:
     """Write ``videos/00000.mp4`` and on, ``images/00000.png`` and on, a caption beside each as .txt.
 
@@ -50,10 +54,10 @@ def write_world(
     check(even or not clips, f"world: videos cannot be {size}; give an even width and height")
     check(not out.exists(), f"{out}: exists already; remove it, or choose another folder")
     with _new(out) as folder:
-        motion = _write_videos(folder / VIDEOS, world, clips, fps, codec, video_quality)
+        motion = _write_videos(folder / VIDEOS, world, clips, fps, codec, video_quality, progress)
         if clips:
             write_tensors(folder / MOTION, motion)
-        _write_images(folder / IMAGES, world, images, image_quality)
+        _write_images(folder / IMAGES, world, images, image_quality, progress)
         card = {"seed": world.seed, "clips": clips, "images": images, "fps": fps, "codec": codec}
         qualities = {"video_quality": asdict(video_quality), "image_quality": asdict(image_quality)}
         write_text(folder / CARD, json.dumps(card | asdict(world.config) | qualities, indent=2) + "\n")
@@ -74,7 +78,7 @@ def _new(out: Path) -> Iterator[Path]:
 
 
 def _write_videos(
-    folder: Path, world: DrawnWorld, count: int, fps: float, codec: str, quality: Quality
+    folder: Path, world: DrawnWorld, count: int, fps: float, codec: str, quality: Quality, progress: Told
 ) -> dict[str, Tensor]:
     parts = []
     for indices in _batches(count):
@@ -83,17 +87,19 @@ def _write_videos(
         for index, frames, caption in zip(indices, to_bytes(made.frames), made.captions, strict=True):
             write_clip(folder / f"{index:05d}.mp4", frames, fps, codec=codec)
             write_text(folder / f"{index:05d}.txt", caption + "\n")
+        progress("clips", indices.stop, count)
     names = ("position", "velocity", "present")
     return {name: torch.cat([getattr(part, name) for part in parts]) for name in names if parts}
 
 
-def _write_images(folder: Path, world: DrawnWorld, count: int, quality: Quality) -> None:
+def _write_images(folder: Path, world: DrawnWorld, count: int, quality: Quality, progress: Told) -> None:
     for indices in _batches(count):
         images, captions = world.images(indices, quality)
         for index, image, caption in zip(indices, to_bytes(images), captions, strict=True):
             picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
             write_or_refuse(folder / f"{index:05d}.png", partial(picture.save, format="PNG"))
             write_text(folder / f"{index:05d}.txt", caption + "\n")
+        progress("images", indices.stop, count)
 
 
 def to_bytes(frames: Tensor) -> Tensor:
