@@ -38,23 +38,31 @@ class FramewiseVideo(VideoFamily, UNetFamily):
 
     def to_pipeline(self, x: Float[Tensor, "b *d"]) -> Tensor:
         """Return latents with frames in the batch, as the pipeline hands them to its scheduler."""
-        return x.transpose(1, 2).flatten(0, 1)
+        return folded(x)
 
     def from_pipeline(self, x: Tensor, shape: Sequence[int]) -> Float[Tensor, "b *d"]:
         """Return "b c f h w"."""
-        return x.unflatten(0, (-1, shape[1])).transpose(1, 2)
+        return unfolded(x, shape[1])
 
     def to_latents(self, vae: Any, pixels: Float[Tensor, "b c *s"]) -> Float[Tensor, "b *d"]:
         """Return scaled latents of clips in [-1, 1]."""
-        frames = pixels.transpose(1, 2)
-        found = [super(FramewiseVideo, self).to_latents(vae, piece) for piece in frames.flatten(0, 1).split(PIECE)]
-        return torch.cat(found).unflatten(0, frames.shape[:2]).transpose(1, 2)
+        pieces = torch.split(folded(pixels), PIECE)
+        return unfolded(torch.cat([super(FramewiseVideo, self).to_latents(vae, x) for x in pieces]), pixels.shape[2])
 
     def to_pixels(self, vae: Any, latents: Float[Tensor, "b *d"]) -> Float[Tensor, "b c *s"]:
         """Return clips in [-1, 1] of scaled latents."""
-        frames = latents.transpose(1, 2)
-        found = [super(FramewiseVideo, self).to_pixels(vae, piece) for piece in frames.flatten(0, 1).split(PIECE)]
-        return torch.cat(found).unflatten(0, frames.shape[:2]).transpose(1, 2)
+        pieces = torch.split(folded(latents), PIECE)
+        return unfolded(torch.cat([super(FramewiseVideo, self).to_pixels(vae, x) for x in pieces]), latents.shape[2])
+
+
+def folded(clips: Float[Tensor, "b c f h w"]) -> Float[Tensor, "n c h w"]:
+    """Return clips with their frames in the batch."""
+    return clips.transpose(1, 2).flatten(0, 1)
+
+
+def unfolded(frames: Float[Tensor, "n c h w"], count: int) -> Float[Tensor, "b c f h w"]:
+    """Return clips of ``count`` frames; the inverse of :func:`folded`."""
+    return frames.reshape(-1, count, *frames.shape[1:]).transpose(1, 2)
 
 
 class ModelScope(FramewiseVideo, StableDiffusion):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,7 +128,7 @@ def _vp(
         "timestep_spacing": "trailing",
     } | _betas(process, times[0] + 1, teacher)
     if plan.mode != "deterministic":
-        config["original_inference_steps"] = len(times)
+        config["original_inference_steps"] = _original_steps(times)
     if plan.mode == "renoise":
         # 1e9 leaves nothing of the boundary that LCMScheduler always applies
         config["timestep_scaling"] = min(time_scaling, 1e9)
@@ -145,6 +145,18 @@ def _vp(
         _check_takes("timesteps", times, takes)
         how, own_grid = f"timesteps={times}", False
     return StockSampler(config, how, {"eta": plan.gamma} if plan.mode == "jump" else {}, own_grid)
+
+
+def _original_steps(times: Sequence[int], most: int = 1000) -> int:
+    """Return of how many even steps LCM's and TCD's schedulers pick these times by themselves, else their number.
+
+    Of ``n`` steps down from the table's end they take every ``n/len(times)``-th, rounded down.
+    """
+    levels, steps = times[0] + 1, len(times)
+    for n in range(steps, min(most, levels) + 1):
+        if [(n - (i * n) // steps) * (levels // n) - 1 for i in range(steps)] == list(times):
+            return n
+    return steps
 
 
 def _betas(process: VP, levels: int, teacher: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fewstep.core.errors import UserError, nearest
+from fewstep.core.models.animatediff import AnimateDiff
 from fewstep.core.models.cogvideox import CogVideoX
 from fewstep.core.models.family import Family
 from fewstep.core.models.files import PipelineFolder
@@ -29,6 +30,7 @@ FAMILIES: tuple[Family, ...] = (
     HunyuanVideo(),
     LTX(),
     ModelScope(),
+    AnimateDiff(),
 )
 
 

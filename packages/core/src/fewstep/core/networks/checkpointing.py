@@ -30,7 +30,7 @@ class CheckpointedBlock(nn.Module):
 
 
 @cache
-def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
+def _checkpointed(kind: Any) -> type[nn.Module]:
     return type(kind.__name__, (CheckpointedBlock, kind), {})
 
 

@@ -180,8 +180,8 @@ def _checkpoint(roles: Mapping[str, Role]) -> None:
         if not isinstance(role, NetworkDenoiser):
             continue
         backbone = role.backbone
-        extensible = isinstance(backbone, ExtensibleBackbone)
-        enable_checkpointing(backbone.network if extensible else backbone, _blocks(backbone), name)
+        network = backbone.network if isinstance(backbone, ExtensibleBackbone) else backbone
+        enable_checkpointing(network, _blocks(backbone), name)
         if isinstance(backbone, AdapterView):
             backbone.shared.find_checkpointing()
 
