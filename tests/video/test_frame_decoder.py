@@ -36,7 +36,8 @@ def test_recomputing_changes_neither_frames_nor_gradients(decoder: Decoder) -> N
         leaf = x.clone().requires_grad_()
         frames = FrameDecoder(decoder, recompute=recompute)(leaf)
         torch.autograd.backward(frames.square().sum())
-        assert leaf.grad is not None and leaf.grad.abs().sum() > 0
+        assert leaf.grad is not None
+        assert leaf.grad.abs().sum() > 0
         found.append((frames.detach(), leaf.grad))
     assert torch.equal(found[0][0], found[1][0])
     torch.testing.assert_close(found[0][1], found[1][1])
@@ -45,4 +46,5 @@ def test_recomputing_changes_neither_frames_nor_gradients(decoder: Decoder) -> N
 
 def test_it_holds_no_parameters_of_its_own(decoder: Decoder) -> None:
     frames = FrameDecoder(decoder, recompute=False)
-    assert not list(frames.parameters()) and not frames.state_dict()
+    assert not list(frames.parameters())
+    assert not frames.state_dict()

@@ -30,7 +30,7 @@ class CheckpointedBlock(nn.Module):
 
 
 @cache
-def _checkpointed(kind: Any) -> type[nn.Module]:
+def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (CheckpointedBlock, kind), {})
 
 
@@ -49,6 +49,6 @@ def enable_checkpointing(network: nn.Module, blocks: Sequence[str], who: str) ->
     for path in blocks:
         block = network.get_submodule(path)
         if not isinstance(block, CheckpointedBlock):
-            block.__class__ = _checkpointed(type(block))
+            block.__class__ = _checkpointed(type(block))  # type: ignore[arg-type]
         block.gradient_checkpointing = True  # type: ignore[assignment]
         block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
