@@ -132,7 +132,7 @@ def teacher_trajectory(
     """
     check(
         keys >= 1 and len(grid) % keys == 0,
-        f"a trajectory of {len(grid)} steps cannot be cut into {keys} equal parts: the steps must be a multiple of them",
+        f"a trajectory of {len(grid)} steps cannot be cut into {keys} equal parts: take a multiple of them",
     )
     check(
         not find_solver(solver).stochastic, f"solver '{solver}' adds noise on its way: a trajectory has none, use ddim"

@@ -178,12 +178,14 @@ class AccVideo(Recipe):
         found, keys = batch.cond.get(STATES), len(self.grid)
         if found is None:
             check(
-                bool(self.fine), "recipe 'accvideo': this data has no trajectories: `prepare --keys`, or teacher_steps"
+                self.config.teacher_steps > 0,
+                f"recipe 'accvideo': no trajectories in this data: prepare it with --keys {keys}, or set teacher_steps",
             )
+            fine = self.config.fine_grid(self.process)
             guided = Guided(self.actors.denoiser("teacher"), self.config.guidance_scale)
             fork, shape, dtype = rng.across_phases("trajectory"), self.actors.shape, self.actors.dtype
             with torch.no_grad():
-                return teacher_trajectory(guided, shape, batch.cond, fork, grid=self.fine, keys=keys, dtype=dtype)
+                return teacher_trajectory(guided, shape, batch.cond, fork, grid=fine, keys=keys, dtype=dtype)
         check(
             tuple(found.shape[1:]) == (keys + 1, *self.actors.shape),
             f"recipe 'accvideo': {keys} student steps need trajectories of {keys + 1} states {self.actors.shape}, "

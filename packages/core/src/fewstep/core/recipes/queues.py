@@ -115,8 +115,8 @@ class LatentQueues:
         """Restore what :meth:`state` gave and forget what came in this step; UserError for what does not fit."""
         parts: dict[tuple[int, int], dict[str, Tensor]] = {}
         for key, value in state.items():
-            number, place, name = key.split("/", 2)
-            parts.setdefault((int(number), int(place)), {})[name] = value
+            where, at, name = key.split("/", 2)
+            parts.setdefault((int(where), int(at)), {})[name] = value
         for queue in self.queues:
             queue.clear()
         self._came.clear()
