@@ -20,6 +20,10 @@ from fewstep.core.errors import UserError, nearest
 from fewstep.core.process import Process
 from fewstep.core.rng import Rng
 
+STATES, TIMES = "trajectory", "trajectory_times"
+"""Condition entries of data that keeps a teacher's trajectories: states "b k+1 *d", noise first and clean last, and the
+times "b k" of all but that."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -251,5 +255,7 @@ __all__ = [
     "Phase",
     "Recipe",
     "RoleSpec",
+    "STATES",
     "StepPlan",
+    "TIMES",
 ]

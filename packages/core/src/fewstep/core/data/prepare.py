@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,17 +35,22 @@ HEADERS = 4096  # bytes around the tensors of a shard, roughly
 
 @dataclass(frozen=True)
 class Cost:
-    """What prepared data takes: samples of a ``kind``, different captions, bytes on the disk."""
+    """What prepared data takes: samples of a ``kind``, different captions, bytes on the disk.
+
+    ``evaluations``: of the teacher's network, where it samples; guided ones count twice.
+    """
 
     samples: int
     texts: int
     kind: str
     bytes: int
+    evaluations: int = 0
 
     def __str__(self) -> str:
         """Return the cost in words."""
         what = f"{self.samples} {self.kind}, {self.texts} different captions"
-        return f"{what}: {in_units(self.bytes)} on the disk"
+        runs = f", {self.evaluations} evaluations of the network" if self.evaluations else ""
+        return f"{what}: {in_units(self.bytes)} on the disk{runs}"
 
 
 def in_units(size: int) -> str:
@@ -72,10 +77,10 @@ def prepare(
     """Write captioned pictures (centre crops at the teacher's size), or only prompts, as a folder ``out``; go on with
     one that was begun. Return what it takes; ``dry_run`` writes nothing.
 
-    ``sampling``: make latents of prompts by letting the teacher sample them. Networks compute, and their results are
-    kept, in ``dtype``. ``batch``: pictures encoded, or samples made, at a time. Raises UserError for data, a size or a
-    folder that will not do, TrainingError for too many damaged pictures, numbers that are not finite, or a full disk;
-    what is written by then is gone on with.
+    ``sampling``: make latents of prompts by letting the teacher sample them, or whole trajectories. Networks compute,
+    and their results are kept, in ``dtype``. ``batch``: pictures encoded, or samples made, at a time. Raises UserError
+    for data, a size or a folder that will not do, TrainingError for too many damaged pictures, numbers that are not
+    finite, or a full disk; what is written by then is gone on with.
     """
     check(samples_per_shard >= 1 and batch >= 1, "samples per shard and batch must be at least 1")
     pictures = data if isinstance(data, Captioned) else None
@@ -86,13 +91,18 @@ def prepare(
     made = pictures.identity if pictures is not None else _made_by(teacher, sampling)
     latents = pictures is not None or sampling is not None
     origin = origin_of(teacher, latents=latents, dtype=dtype, data=digest_of([*captions, made]))
+    if sampling is not None and sampling.keys:
+        origin = replace(
+            origin, sampled=sampling.record(teacher, fingerprint(teacher.folder, [teacher.family.network]))
+        )
     index = Index(origin, len(rows), len(texts), samples_per_shard)
     if not (out / INDEX).is_file():
         check_room(out, index)
     shape = teacher.shape if latents else ()  # a size the teacher cannot take is said now
-    kind = "pictures" if pictures is not None else "prompts" if sampling is None else "samples of the teacher"
+    kind = "pictures" if pictures is not None else "prompts" if sampling is None else sampling.kind
+    runs = 0 if sampling is None else len(rows) * sampling.evaluations
     if dry_run:
-        return _cost(teacher, index, texts, shape, dtype, device, kind)
+        return replace(_cost(teacher, index, texts, shape, dtype, device, kind), evaluations=runs)
     _check_disk(out, index, shape, dtype)
     writer = CacheWriter(out, origin, texts, rows, samples_per_shard)
     _write_texts(teacher, writer, texts, dtype, device, progress)
@@ -102,7 +112,7 @@ def prepare(
         write_samples(teacher, writer, rows, sampling, DTYPES[dtype], device, batch, progress)
     writer.finish()
     written = sum(size for size, _ in writer.index.files.values())
-    return Cost(len(rows), len(texts), kind, written)
+    return Cost(len(rows), len(texts), kind, written, runs)
 
 
 def _made_by(teacher: Teacher, sampling: Sampling | None) -> str:
@@ -136,7 +146,8 @@ def _cost(
 def _latent_bytes(index: Index, shape: Sequence[int], dtype: DtypeName) -> int:
     if index.origin.vae is None:
         return 0
-    return index.samples * (torch.Size(shape).numel() * DTYPES[dtype].itemsize + 8)
+    states = 1 if index.origin.sampled is None else len(index.origin.sampled.keys)
+    return index.samples * (states * torch.Size(shape).numel() * DTYPES[dtype].itemsize + 8)
 
 
 def _check_disk(out: Path, index: Index, shape: Sequence[int], dtype: DtypeName) -> None:

@@ -25,7 +25,7 @@ from fewstep.core.losses.adversarial import AdversarialKind, discriminator_loss,
 from fewstep.core.losses.denoising import Weighting, denoising_loss, denoising_weight
 from fewstep.core.networks.discriminator import Discriminator
 from fewstep.core.process import Process, times
-from fewstep.core.recipe import Actors, Batch, LossTerms, Phase, Recipe, RoleSpec, StepPlan
+from fewstep.core.recipe import STATES, TIMES, Actors, Batch, LossTerms, Phase, Recipe, RoleSpec, StepPlan
 from fewstep.core.recipes.guided import check_sees_data
 from fewstep.core.recipes.queues import Entry, LatentQueues
 from fewstep.core.recipes.rollout import StudentConfig, student_plan, time_of_fraction
@@ -33,9 +33,6 @@ from fewstep.core.rng import Rng
 from fewstep.core.sampling import initial_state, teacher_trajectory
 from fewstep.core.steps import back_out, first_order_step, level
 from fewstep.core.tensors import sample_mean
-
-STATES, TIMES = "trajectory", "trajectory_times"
-"""Entries of a condition: key states "b m+1 *d", noise first and clean last, and the times "b m" of all but that."""
 
 
 @dataclass(frozen=True, kw_only=True)
