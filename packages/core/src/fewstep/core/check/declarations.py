@@ -98,10 +98,6 @@ def _tcd(config: Any) -> Claims:
     return Claims("trajectory", map="phase", plain={"num_knots": max(250, config.num_knots), **told})
 
 
-def _accvideo(config: Any) -> Claims:
-    return Claims("trajectory", terms=("trajectory",), map="segment", plain={"teacher_steps": 60 * config.segments})
-
-
 _TABLE: dict[str, Claims | Callable[[Any], Claims]] = {
     "diffusion": Claims("denoising"),
     "sds": _sds,
@@ -122,7 +118,7 @@ _TABLE: dict[str, Claims | Callable[[Any], Claims]] = {
     "tcd": _tcd,
     "scm": Claims("trajectory", map="clean"),
     "progressive": Claims("trajectory", map="two_steps", late=False),
-    "accvideo": _accvideo,
+    "accvideo": Claims("trajectory", terms=("trajectory",), map="segment", plain={"segment_steps": 60}),
 }
 
 

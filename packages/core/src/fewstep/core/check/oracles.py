@@ -165,7 +165,7 @@ def exact_map(name: Map, law: GaussianTeacher, recipe: type[Recipe], config: Any
     if name == "two_steps":
         return steps_in_one(law, time_grid(process, 2 * config.rounds()[0][0], "trailing"), 2)
     if name == "segment":
-        return steps_in_one(law, config.fine_grid(process), config.teacher_steps // config.segments)
+        return steps_in_one(law, config.fine_grid(process), config.segment_steps)
     if name == "phase":
         return jumping(law, phase_end(process, config))
     return jumping(law, lambda t, cond: torch.full_like(t, process.t_min, dtype=torch.float64))

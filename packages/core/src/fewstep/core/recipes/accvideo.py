@@ -39,8 +39,8 @@ from fewstep.core.tensors import sample_mean
 class AccVideoConfig(StudentConfig):
     """Settings of AccVideo.
 
-    ``student_steps``, ``student_times``: the key times. ``teacher_steps``: of trajectories made here, by the teacher
-    under ``guidance_scale``, for data that brings none (a multiple of the student's; 0: such data is refused).
+    ``student_steps``, ``student_times``: the key times. ``segment_steps``: the teacher's per step of the student,
+    under ``guidance_scale``, in trajectories made here for data that brings none (0: such data is refused).
     ``weighting``: of the squared x0 error; ``flow`` is the plain error of the average velocity. ``adversarial_weight``:
     of the heads' loss and of the student's against them (0: regression alone, no heads). ``adversarial``: the pair of
     losses. ``clean_taps``: modules whose features the heads for clean samples read, where they are others than
@@ -50,7 +50,7 @@ class AccVideoConfig(StudentConfig):
     """
 
     student_steps: int = 5
-    teacher_steps: int = 50
+    segment_steps: int = 10
     guidance_scale: float = 1.0
     weighting: Weighting = "flow"
     min_snr_gamma: float = 5.0
@@ -62,11 +62,7 @@ class AccVideoConfig(StudentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        steps = self.segments
-        check(
-            self.teacher_steps >= 0 and self.teacher_steps % steps == 0,
-            f"teacher_steps must be a multiple of the student's {steps} steps, got {self.teacher_steps}",
-        )
+        check(self.segment_steps >= 0, f"segment_steps must not be negative, got {self.segment_steps}")
         check(self.adversarial_weight >= 0, f"adversarial_weight must not be negative, got {self.adversarial_weight:g}")
         check(self.queue_length >= 1, f"queue_length must be at least 1, got {self.queue_length}")
         check(
@@ -84,12 +80,11 @@ class AccVideoConfig(StudentConfig):
 
         Raises UserError for more of them than the process has levels.
         """
-        parts = self.teacher_steps // self.segments
-        ends = itertools.pairwise([*self.fractions(), 0.0])
+        parts, ends = self.segment_steps, itertools.pairwise([*self.fractions(), 0.0])
         levels = process.t_max - process.t_min + 1
         check(
-            not process.discrete or self.teacher_steps <= levels,
-            f"recipe 'accvideo': teacher_steps={self.teacher_steps} on a table of {levels:g} noise levels",
+            not process.discrete or parts * self.segments <= levels,
+            f"recipe 'accvideo': {self.segments} times {parts} segment_steps on a table of {levels:g} noise levels",
         )
         return time_of_fraction(process, [a + (b - a) * i / parts for a, b in ends for i in range(parts)])
 
@@ -175,8 +170,8 @@ class AccVideo(Recipe):
         found, keys = batch.cond.get(STATES), len(self.grid)
         if found is None:
             check(
-                self.config.teacher_steps > 0,
-                f"recipe 'accvideo': no trajectories in this data: prepare it with --keys {keys}, or set teacher_steps",
+                self.config.segment_steps > 0,
+                f"recipe 'accvideo': no trajectories in this data: prepare it with --keys {keys}, or set segment_steps",
             )
             fine = self.config.fine_grid(self.process)
             guided = Guided(self.actors.denoiser("teacher"), self.config.guidance_scale)
