@@ -13,8 +13,8 @@ from fewstep.core.cli.main import main
 from fewstep.core.data import synthetic
 from fewstep.core.data.cache import read_index
 from fewstep.core.data.prepare import prepare
-from fewstep.core.data.prepared import Prepared, fingerprint
-from fewstep.core.data.source import TextSource, blank_source
+from fewstep.core.data.prepared import Prepared, fingerprint, key_times_at
+from fewstep.core.data.source import TextSource
 from fewstep.core.data.synthetic import Sampling
 from fewstep.core.errors import UserError
 from fewstep.core.grids import time_grid
@@ -143,10 +143,8 @@ def test_batches_bring_trajectories_that_the_recipe_takes(wan):
     value = recipe.loss("student", batch, rng, 1).total()
     assert value.shape == (2,)
     assert bool(value.isfinite().all())
-    shapes, _ = blank_source(teacher("sd"), torch.float32, pictures=True, key_times=stored.key_times)
-    blank = shapes.batch(rng, "cpu")
-    assert blank.cond[STATES].shape == (2, 3, *teacher("sd").shape)
-    assert torch.equal(blank.cond[TIMES], batch.cond[TIMES])
+    assert key_times_at(wan[0]) == stored.key_times
+    assert key_times_at(wan[0].parent) == ()
 
 
 def test_a_teacher_with_other_weights_is_told_the_trajectories_are_not_its_own(wan, monkeypatch):

@@ -36,6 +36,12 @@ def is_prepared(path: str | Path) -> bool:
     return (folder / "index.json").is_file() and (folder / CAPTIONS).is_file()
 
 
+def key_times_at(path: str | Path) -> tuple[float, ...]:
+    """Return the key times of the trajectories in a prepared folder; none for other data, and where nothing is yet."""
+    sampled = read_index(Path(path).expanduser()).origin.sampled if is_prepared(path) else None
+    return () if sampled is None else sampled.key_times()
+
+
 def origin_of(teacher: Teacher, *, latents: bool, dtype: str, data: str) -> Origin:
     """Return what data prepared for a teacher is made with; ``data`` identifies the samples."""
     parts = [part for part in teacher.family.text if teacher.folder.has(part)]
