@@ -81,8 +81,9 @@ def load_text_data(
     data = config.data
     if torch.device(device).type == "meta":
         keys = key_times_at(data.path) if data.source == "prepared" else ()
-        dtype, pictures = DTYPES[config.model.dtype], data.source != "prompts"
-        blank, nothing = blank_source(teacher, dtype, pictures=pictures, key_times=keys)
+        blank, nothing = blank_source(
+            teacher, DTYPES[config.model.dtype], pictures=data.source != "prompts", key_times=keys
+        )
         return TextData(blank, nothing.null, shown_rows(nothing, [0]), None, "shapes only")
     if data.source == "prepared":
         check(not data.flip, "domain.data.flip: prepared latents cannot be mirrored: leave it out, or use captions")
