@@ -25,6 +25,7 @@ from fewstep.core.rng import Rng
 from fewstep.core.sampling import run_plan, teacher_sample, teacher_trajectory
 from fewstep.core.solvers import SOLVERS
 from fewstep.core.steps import back_out, level
+from fewstep.core.training.settings import OptimConfig, PhaseOptimConfig
 
 FLOW = RectifiedFlow(shift=7.0)
 PAPER = [1.0, 28 / 29, 21 / 23, 14 / 17, 7 / 11]
@@ -294,6 +295,12 @@ def test_heads_take_turns_from_the_noisiest_key_time_to_the_clean_one():
     assert [phases_at(5, step)[0] for step in range(7)] == [head(k) for k in (4, 3, 2, 1, 0, 4, 3)]
     assert all(phases_at(5, step)[1:] == ["student"] for step in range(7))
     assert phases_at(1, 0) == phases_at(1, 1) == ["head_0", "student"]
+
+
+def test_all_heads_share_settings_of_their_optimizers():
+    config = OptimConfig(lr=1e-5, phases={"head": PhaseOptimConfig(lr=1e-3), "head_0": PhaseOptimConfig(lr=1e-2)})
+    rates = [config.for_phase(name).lr for name in ("head_0", "head_3", "student", "fake_score")]
+    assert rates == [1e-2, 1e-3, 1e-5, 1e-5]
 
 
 def test_each_key_time_is_judged_by_its_own_heads_at_its_own_time():
