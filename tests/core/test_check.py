@@ -65,7 +65,9 @@ PROCESSES = {
 }
 FEW = {("sid", "flow"), ("tcd", "flow"), ("consistency", "edm"), ("scm", "trigflow"), ("vsd", "residual")}
 FEW |= {("progressive", "cosine"), ("diffusion", "offset"), ("distillation-dpo", "offset"), ("diffusion-dpo", "flow")}
-IMPOSSIBLE = {(name, "residual") for name in ("consistency", "tcd", "scm", "progressive")}  # anchors, 15 levels
+IMPOSSIBLE = {
+    (name, "residual") for name in ("consistency", "tcd", "scm", "progressive", "accvideo")
+}  # anchors, 15 levels
 # weights clamped in the tail, and angles that lie beyond the least SNR
 IMPOSSIBLE |= {("tdm", "offset"), ("scm", "offset")}
 PAIRS = [(name, process) for name in BUILT_IN for process in PROCESSES if (name, process) not in IMPOSSIBLE]

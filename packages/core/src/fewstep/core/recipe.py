@@ -20,6 +20,10 @@ from fewstep.core.errors import UserError, nearest
 from fewstep.core.process import Process
 from fewstep.core.rng import Rng
 
+STATES, TIMES = "trajectory", "trajectory_times"
+"""Condition entries of data that keeps a teacher's trajectories: states "b k+1 *d", noise first and clean last, and the
+times "b k" of all but that."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -59,7 +63,7 @@ class RoleSpec:
     makes: ``build(seed)``. ``init``: a copy of the teacher, fresh weights, or the frozen teacher itself. A role that no
     phase trains is frozen, and saved with the others. ``extras``: additional network inputs ("guidance", "end_time").
     ``ema``: keep an EMA copy that samples and is exported. ``features_of``: the denoiser role whose features a
-    discriminator reads.
+    discriminator reads; ``taps``: which, where that is the recipe's to say and not ``roles.discriminator``'s.
     """
 
     name: str
@@ -68,6 +72,7 @@ class RoleSpec:
     extras: tuple[str, ...] = ()
     ema: bool = False
     features_of: str = ""
+    taps: tuple[str, ...] = ()
     build: Callable[[int], nn.Module] | None = None
 
 
@@ -75,8 +80,8 @@ class RoleSpec:
 class Phase:
     """One optimizer update: which roles it trains, on every ``every``-th step, not before step ``start``.
 
-    Steps count from 0; the phase runs when ``step >= start`` and ``(step + 1) % every == 0``, but not when
-    ``skip > 0`` and ``(step + 1) % skip == 0`` (phases that alternate).
+    Steps count from 0; the phase runs when ``step >= start`` and ``(step + 1) % every == offset``, but not when
+    ``skip > 0`` and ``(step + 1) % skip == 0`` (phases that alternate). ``offset``: for phases that take turns.
     """
 
     name: str
@@ -84,12 +89,13 @@ class Phase:
     every: int = 1
     start: int = 0
     skip: int = 0
+    offset: int = 0
 
     def due(self, step: int) -> bool:
         """Return whether the phase runs at ``step``."""
         if self.skip > 0 and (step + 1) % self.skip == 0:
             return False
-        return step >= self.start and (step + 1) % self.every == 0
+        return step >= self.start and (step + 1) % self.every == self.offset
 
 
 @dataclass(frozen=True)
@@ -249,5 +255,7 @@ __all__ = [
     "Phase",
     "Recipe",
     "RoleSpec",
+    "STATES",
     "StepPlan",
+    "TIMES",
 ]

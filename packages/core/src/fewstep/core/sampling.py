@@ -16,7 +16,7 @@ from fewstep.core.grids import Spacing, time_grid
 from fewstep.core.process import Process, times
 from fewstep.core.recipe import StepPlan
 from fewstep.core.rng import Rng
-from fewstep.core.solvers import Solver, solve
+from fewstep.core.solvers import Solver, find_solver, solve
 from fewstep.core.steps import first_order_step, level, noise_ratio
 from fewstep.core.tensors import expand_to, precise
 
@@ -111,3 +111,38 @@ def teacher_sample(
     grid = time_grid(process, steps, spacing)
     x = initial_state(process, rng.normal("noise", tuple(shape), dtype), grid[0], cond)
     return solve(denoiser, x, grid, cond, solver, rng=rng).x
+
+
+def teacher_trajectory(
+    denoiser: Denoiser,
+    shape: Sequence[int],
+    cond: Cond,
+    rng: Rng,
+    *,
+    grid: Sequence[float],
+    keys: int,
+    solver: str | Solver = "ddim",
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "b k *d"]:
+    """Return ``keys + 1`` states of one trajectory per sample of ``rng``: noise, those at every (steps/keys)-th time of
+    ``grid``, and the clean sample, which is :func:`teacher_sample`'s.
+
+    A student can only be taught what follows from the noise: UserError for a stochastic solver, and for a number of
+    steps that is no multiple of ``keys``.
+    """
+    check(
+        keys >= 1 and len(grid) % keys == 0,
+        f"a trajectory of {len(grid)} steps cannot be cut into {keys} equal parts: take a multiple of them",
+    )
+    check(
+        not find_solver(solver).stochastic, f"solver '{solver}' adds noise on its way: a trajectory has none, use ddim"
+    )
+    every = len(grid) // keys
+    states = [initial_state(denoiser.process, rng.normal("noise", tuple(shape), dtype), grid[0], cond)]
+
+    def keep(step: int, x: Tensor) -> None:
+        if step % every == 0:
+            states.append(x)
+
+    solve(denoiser, states[0], grid, cond, solver, visit=keep)
+    return torch.stack(states, 1)

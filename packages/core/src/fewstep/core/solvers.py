@@ -281,11 +281,12 @@ def solve(
     rng: Rng | None = None,
     to_clean: bool = True,
     stream: str = "solver",
+    visit: Callable[[int, Tensor], None] = lambda step, x: None,
 ) -> Solution:
     """Return ``x`` carried from ``grid[0]`` through every time of the grid, and on to clean data when ``to_clean``.
 
-    ``grid``: falling times; ``rng`` is needed by stochastic solvers only. Raises UserError for a grid that does not
-    fall.
+    ``grid``: falling times; ``rng`` is needed by stochastic solvers only. ``visit``: is shown where each step led, and
+    how many were made by then. Raises UserError for a grid that does not fall.
     """
     check(all(a > b for a, b in itertools.pairwise(grid)), "a sampler's times must fall strictly")
     method, counted, memory = find_solver(solver), Counted(denoiser), None
@@ -296,6 +297,7 @@ def solve(
         noise = rng.normal_like(f"{stream}/{i}", x) if rng is not None and method.stochastic else None
         x_next, memory = method.step(Move(counted, x, t, s, cond, noise, memory))
         x = x_next.to(x.dtype)
+        visit(i + 1, x)
     return Solution(x, counted.calls)
 
 

@@ -16,7 +16,7 @@ from fewstep.core.recipe import Recipe
 Family = Literal["generator", "trajectory", "denoising", "other"]
 """generator: samples judged under noise. trajectory: a map along trajectories. denoising: a posterior mean."""
 
-Map = Literal["clean", "least_noise", "viewed", "phase", "two_steps"]
+Map = Literal["clean", "least_noise", "viewed", "phase", "two_steps", "segment"]
 """Where a trajectory student's prediction leads when it is exact; see :mod:`fewstep.core.check.oracles`."""
 
 
@@ -118,6 +118,7 @@ _TABLE: dict[str, Claims | Callable[[Any], Claims]] = {
     "tcd": _tcd,
     "scm": Claims("trajectory", map="clean"),
     "progressive": Claims("trajectory", map="two_steps", late=False),
+    "accvideo": Claims("trajectory", terms=("trajectory",), map="segment", plain={"segment_steps": 60}),
 }
 
 

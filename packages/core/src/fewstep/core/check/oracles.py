@@ -2,12 +2,13 @@
 
 ``clean``: the prediction is the end of the trajectory. ``least_noise``: the jump to ``t_min`` is exact. ``viewed``: the
 recipe's ``student_view`` of the prediction is the trajectory's end. ``phase``: the jump to the end of the phase, or to
-where the student is told, is exact. ``two_steps``: one step lands where two of the teacher's do.
+where the student is told, is exact. ``two_steps``: one step lands where two of the teacher's do. ``segment``: where all
+of the teacher's steps between two of the student's times do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -131,23 +132,23 @@ def viewed(law: GaussianTeacher, recipe: type[Recipe], config: Any) -> Target:
     return exact
 
 
-def two_steps(law: GaussianTeacher, config: Any) -> Target:
-    """Return the x0 that makes two DDIM steps in one: products of the Gaussian's own step factors.
+def steps_in_one(law: GaussianTeacher, times: Sequence[float], every: int) -> Target:
+    """Return the x0 that makes ``every`` DDIM steps in one: products of the Gaussian's own step factors.
 
     A step from ``(a, s)`` to ``(a', s')`` multiplies ``x - alpha mean`` by ``(a' a v + s' s)/(a^2 v + s^2)``, v the
     variance of the data; ``x0 = mean + c (x - alpha mean)`` does so by ``a' c + s' (1 - a c)/s``.
     """
-    process, steps = law.process, config.rounds()[0][0]
-    grid = torch.tensor(time_grid(process, 2 * steps, "trailing"), dtype=torch.float64)
+    process = law.process
+    grid = torch.tensor(times, dtype=torch.float64)
     one, square = torch.ones(1, dtype=torch.float64), float(law.std) ** 2
     alpha, sigma = process.coefficients(grid)[:2]
     alpha, sigma = torch.cat([alpha, one]), torch.cat([sigma, 0 * one])  # the last step ends at clean data
     factor = (alpha[1:] * alpha[:-1] * square + sigma[1:] * sigma[:-1]) / (alpha[:-1] ** 2 * square + sigma[:-1] ** 2)
-    both, (a, s), (a_end, s_end) = factor[0::2] * factor[1::2], (alpha[:-1:2], sigma[:-1:2]), (alpha[2::2], sigma[2::2])
-    slope = (both - s_end / s) / (a_end - s_end * a / s)
+    (a, a_end), (s, s_end) = ((c[:-1:every], c[every::every]) for c in (alpha, sigma))
+    slope = (factor.reshape(-1, every).prod(1) - s_end / s) / (a_end - s_end * a / s)
 
     def exact(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        index = (grid[0::2, None] - t.double()).abs().argmin(0)
+        index = (grid[::every, None] - t.double()).abs().argmin(0)
         level, mean = law.level(x_t, t, cond), law.mean.to(x_t)
         return mean + expand_to(slope[index], x_t) * (level.core - level.alpha * mean)
 
@@ -162,7 +163,9 @@ def exact_map(name: Map, law: GaussianTeacher, recipe: type[Recipe], config: Any
     if name == "viewed":
         return viewed(law, recipe, config)
     if name == "two_steps":
-        return two_steps(law, config)
+        return steps_in_one(law, time_grid(process, 2 * config.rounds()[0][0], "trailing"), 2)
+    if name == "segment":
+        return steps_in_one(law, config.fine_grid(process), config.segment_steps)
     if name == "phase":
         return jumping(law, phase_end(process, config))
     return jumping(law, lambda t, cond: torch.full_like(t, process.t_min, dtype=torch.float64))

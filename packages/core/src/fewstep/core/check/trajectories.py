@@ -11,6 +11,7 @@ from fewstep.core.analytic import GaussianTeacher
 from fewstep.core.check.cast import Actor, usual_kind
 from fewstep.core.check.declarations import Map
 from fewstep.core.check.draws import ImpulseRng
+from fewstep.core.check.expectation import student_phases
 from fewstep.core.check.oracles import Partway, exact_map
 from fewstep.core.check.result import LawResult, judged
 from fewstep.core.check.stage import MEAN, STD, Case, Changes, line, make_batch, null_condition, set_stage
@@ -27,7 +28,7 @@ SIZE = 512
 def trajectory_laws(case: Case, lead: Map) -> list[LawResult]:
     """Return the laws of a student whose exact form is known."""
     plain = case.plainly()
-    results = [law for phase in case.recipe.phases(case.config) for law in exact_student_rests(plain, phase.name, lead)]
+    results = [law for phase in student_phases(case) for law in exact_student_rests(plain, phase, lead)]
     if lead != "two_steps":
         student = Partway(line(case.process).data, exact_map(lead, _law(case), plain.recipe, plain.config), 0.0)
         view = plain.recipe.student_view(plain.config, student)

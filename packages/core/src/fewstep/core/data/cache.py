@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fewstep.core.data.sampled import Sampled
 from fewstep.core.data.writing import ASIDE, sha256, write_tensors, write_text
 from fewstep.core.errors import TrainingError, UserError, check
 
@@ -49,6 +50,7 @@ class Origin:
 
     ``text`` and ``vae``: fingerprints; ``data``: a digest of the samples; ``vae`` and ``size``: None without latents;
     ``cut``: how clips were cut out of videos, in words.
+    ``sampled``: None unless latents are trajectories.
     """
 
     family: str
@@ -60,12 +62,14 @@ class Origin:
     dtype: str
     data: str
     cut: str = ""
+    sampled: Sampled | None = None
 
     def about(self) -> str:
         """Return the teacher and the size in words."""
         at = f" at {'x'.join(map(str, self.size))}" if self.size else ""
         negative = f" with the negative prompt '{self.negative}'" if self.negative else ""
-        return f"{self.family} teacher '{self.teacher}'{at}{negative}"
+        made = f", {len(self.sampled.keys)} states of {len(self.sampled.grid)} steps" if self.sampled else ""
+        return f"{self.family} teacher '{self.teacher}'{at}{negative}{made}"
 
 
 @dataclass
@@ -103,7 +107,10 @@ class Index:
 
     def dump(self) -> str:
         """Return the index as JSON."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+        content = asdict(self)
+        if self.origin.sampled is None:  # as indices were before there were trajectories
+            del content["origin"]["sampled"]
+        return json.dumps({"format": FORMAT, **content}, indent=1, sort_keys=True) + "\n"
 
 
 def read_index(folder: Path) -> Index:
@@ -122,11 +129,15 @@ def read_index(folder: Path) -> Index:
 
 def _index(found: Mapping[str, Any]) -> Index:
     origin = dict(found["origin"])
-    size = origin.pop("size")
+    size, sampled = origin.pop("size"), origin.pop("sampled", None)
     if not all(value is None or isinstance(value, str) for value in origin.values()):
         raise ValueError
     made = Index(
-        origin=Origin(**origin, size=None if size is None else tuple(map(int, size))),
+        origin=Origin(
+            **origin,
+            size=None if size is None else tuple(map(int, size)),
+            sampled=None if sampled is None else Sampled.read(sampled),
+        ),
         samples=int(found["samples"]),
         texts=int(found["texts"]),
         per_shard=int(found["per_shard"]),

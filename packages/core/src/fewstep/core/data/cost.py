@@ -13,7 +13,8 @@ class Cost:
     """What prepared data takes: samples of a ``kind``, different captions, bytes on the disk.
 
     ``seconds``: to prepare all of it here, where that was measured. ``refused``: names of the files that gave no
-    sample, with the reasons; ``files``: how many there are in all.
+    sample, with the reasons; ``files``: how many there are in all. ``evaluations``: of the teacher's network, where it
+    samples; guided ones count twice.
     """
 
     samples: int
@@ -23,12 +24,14 @@ class Cost:
     seconds: float | None = None
     refused: tuple[str, ...] = ()
     files: int = 0
+    evaluations: int = 0
 
     def __str__(self) -> str:
         """Return the cost in words."""
         what = f"{self.samples} {self.kind}, {self.texts} different captions"
         time = "" if self.seconds is None else f", about {in_time(self.seconds)} here"
-        return f"{what}: {in_units(self.bytes)} on the disk{time}"
+        runs = f", {self.evaluations} evaluations of the network" if self.evaluations else ""
+        return f"{what}: {in_units(self.bytes)} on the disk{runs}{time}"
 
 
 def in_units(size: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ def prepare(
     """Write samples, captioned pictures (centre crops at the teacher's size), or only prompts, as a folder ``out``; go
     on with one that was begun. Return what it takes, and what was refused; ``dry_run`` writes nothing, and measures.
 
-    ``sampling``: make latents of prompts by letting the teacher sample them. Networks compute, and their results are
+    ``sampling``: make latents of prompts by letting the teacher sample them, or whole trajectories. Networks compute, and their results are
     kept, in ``dtype``. ``batch``: pictures or clips encoded, or samples made, at a time. Raises UserError for data, a
     size or a folder that will not do, TrainingError for too many damaged files, numbers that are not finite, or a full
     disk; what is written by then is gone on with.
@@ -56,13 +57,18 @@ def prepare(
     latents = shown is not None or sampling is not None
     cut = shown.cut if shown is not None else ""
     origin = origin_of(teacher, latents=latents, dtype=dtype, data=digest_of([*captions, made]), cut=cut)
+    if sampling is not None and sampling.keys:
+        weights = fingerprint(teacher.folder, [teacher.family.network])
+        origin = replace(origin, sampled=sampling.record(teacher, weights))
     index = Index(origin, len(rows), len(texts), samples_per_shard)
     if not (out / INDEX).is_file():
         check_room(out, index)
     shape = teacher.shape if latents else ()  # a size the teacher cannot take is said now
-    kind = shown.kind if shown is not None else "prompts" if sampling is None else "samples of the teacher"
+    words = "prompts" if sampling is None else sampling.kind
+    kind = shown.kind if shown is not None else words
+    runs = 0 if sampling is None else len(rows) * sampling.evaluations
     if dry_run:
-        return _cost(teacher, index, texts, shape, dtype, device, shown, kind)
+        return replace(_cost(teacher, index, texts, shape, dtype, device, shown, kind), evaluations=runs)
     _check_disk(out, index, shape, dtype)
     writer = CacheWriter(out, origin, texts, rows, samples_per_shard)
     _write_texts(teacher, writer, texts, dtype, device, progress)
@@ -71,7 +77,7 @@ def prepare(
     elif sampling is not None:
         write_samples(teacher, writer, rows, sampling, DTYPES[dtype], device, batch, progress)
     writer.finish()
-    return _result(writer.index, shown, kind)
+    return replace(_result(writer.index, shown, kind), evaluations=runs)
 
 
 def _samples(data: Samples | Captioned | Sequence[str], teacher: Teacher) -> tuple[Samples | None, list[str]]:
@@ -121,7 +127,8 @@ def _cost(
 def _latent_bytes(index: Index, shape: Sequence[int], dtype: DtypeName) -> int:
     if index.origin.vae is None:
         return 0
-    return index.samples * (torch.Size(shape).numel() * DTYPES[dtype].itemsize + 8)
+    states = 1 if index.origin.sampled is None else len(index.origin.sampled.keys)
+    return index.samples * (states * torch.Size(shape).numel() * DTYPES[dtype].itemsize + 8)
 
 
 def _check_disk(out: Path, index: Index, shape: Sequence[int], dtype: DtypeName) -> None:

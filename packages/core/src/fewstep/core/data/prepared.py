@@ -7,6 +7,7 @@ import json
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fewstep.core.data.cache import AGAIN, CAPTIONS, NULL, ROWS, SAMPLES, Index, Kind, Origin, read_index
+from fewstep.core.data.cache import AGAIN, CAPTIONS, LATENTS, NULL, ROWS, SAMPLES, Index, Kind, Origin, read_index
 from fewstep.core.data.writing import sha256
 from fewstep.core.denoiser import Cond
 from fewstep.core.errors import UserError, check
@@ -33,6 +34,12 @@ def is_prepared(path: str | Path) -> bool:
     """Return whether a path is a folder of prepared data."""
     folder = Path(path).expanduser()
     return (folder / "index.json").is_file() and (folder / CAPTIONS).is_file()
+
+
+def key_times_at(path: str | Path) -> tuple[float, ...]:
+    """Return the key times of the trajectories in a prepared folder; none for other data, and where nothing is yet."""
+    sampled = read_index(Path(path).expanduser()).origin.sampled if is_prepared(path) else None
+    return () if sampled is None else sampled.key_times()
 
 
 def origin_of(teacher: Teacher, *, latents: bool, dtype: str, data: str, cut: str = "") -> Origin:
@@ -130,14 +137,29 @@ class Prepared:
         return {name: self._take("text", name, places) for name in self.index.tensors["text"]}
 
     def latents(self, samples: Sequence[int], rng: Rng | None = None) -> tuple[list[int], Float[Tensor, "b *d"]]:
-        """Return the samples and their latents "b *d", float32; nothing about them is random."""
+        """Return the samples and their clean latents "b *d", float32; nothing about them is random."""
+        stored = self._stored(samples)
+        return list(samples), stored[:, -1] if self.key_times else stored
+
+    @property
+    def key_times(self) -> tuple[float, ...]:
+        """Return the times of the stored states of trajectories, noise first; the clean one's is not among them."""
+        sampled = self.index.origin.sampled
+        return () if sampled is None else sampled.key_times()
+
+    def trajectories(self, samples: Sequence[int]) -> Float[Tensor, "b k *d"]:
+        """Return the stored states of some samples' trajectories, noise first, clean last; UserError without any."""
+        check(bool(self.key_times), f"{self.folder}: clean latents only: prepare it with --keys")
+        return self._stored(samples)
+
+    def _stored(self, samples: Sequence[int]) -> Tensor:
         check(self.has_latents, f"{self.folder}: prompts only, without pictures")
         shards = [bisect_right(self._starts, sample) - 1 for sample in samples]
         places = [
             (self._latent_shards[shard][0], sample - self._starts[shard])
             for shard, sample in zip(shards, samples, strict=True)
         ]
-        return list(samples), self._take("latents", "latents", places).float()
+        return self._take("latents", LATENTS, places).float()
 
     def verify(self) -> None:
         """Compare the SHA-256 of every file with the index; UserError naming the first that differs."""
@@ -196,12 +218,16 @@ def check_origin(folder: Path, index: Index, teacher: Teacher) -> None:
     """Raise UserError, naming both, unless data was prepared for this teacher at its size."""
     found = index.origin
     wanted = origin_of(teacher, latents=found.vae is not None, dtype=found.dtype, data=found.data)
+    wanted = replace(wanted, sampled=found.sampled)  # how is not the teacher's
     keys = ("family", "text", "vae", "negative", "size")
     if [getattr(found, key) for key in keys] != [getattr(wanted, key) for key in keys]:
         why = " (the weights differ)" if found.about() == wanted.about() else ""
         raise UserError(
             f"{folder}: prepared for the {found.about()}, not for the {wanted.about()}{why}: prepare it again"
         )
+    network = teacher.family.network
+    if found.sampled is not None and found.sampled.network != fingerprint(teacher.folder, [network]):
+        raise UserError(f"{folder}: trajectories of another {network} than this teacher's: prepare it again")
 
 
 def _captions(path: Path, count: int) -> list[str]:

@@ -18,7 +18,7 @@ from fewstep.core.denoiser import Cond
 from fewstep.core.errors import TrainingError, UserError, check
 from fewstep.core.models.family import Size
 from fewstep.core.models.loading import ENCODE_BATCH, Teacher
-from fewstep.core.recipe import Batch
+from fewstep.core.recipe import STATES, TIMES, Batch
 from fewstep.core.rng import Rng
 
 MAX_GIB = 8.0
@@ -54,6 +54,18 @@ class Latents(Protocol):
 
         ``rng``: of these samples, for what is random in them.
         """
+
+
+@runtime_checkable
+class Trajectories(Protocol):
+    """Latents that are states of a teacher's trajectories, the clean one last."""
+
+    @property
+    def key_times(self) -> Sequence[float]:
+        """The times of the states before the clean one, noise first; empty for latents alone."""
+
+    def trajectories(self, samples: Sequence[int]) -> Float[Tensor, "b k *d"]:
+        """Return the states, float32."""
 
 
 @dataclass(frozen=True)
@@ -117,19 +129,28 @@ def bytes_of(cond: Cond) -> int:
 class BlankLatents:
     """Latents of zeros: where only their shape matters."""
 
-    def __init__(self, shape: Sequence[int]) -> None:
-        self.shape = tuple(shape)
+    def __init__(self, shape: Sequence[int], key_times: Sequence[float] = ()) -> None:
+        self.shape, self.key_times = tuple(shape), tuple(key_times)
 
     def latents(self, samples: Sequence[int], rng: Rng) -> tuple[list[int], Float[Tensor, "b *d"]]:
         """Return zeros."""
         return list(samples), torch.zeros(len(samples), *self.shape)
 
+    def trajectories(self, samples: Sequence[int]) -> Float[Tensor, "b k *d"]:
+        """Return zeros for every key time and the clean state."""
+        return torch.zeros(len(samples), len(self.key_times) + 1, *self.shape)
 
-def blank_source(teacher: Teacher, dtype: torch.dtype, *, pictures: bool) -> tuple[TextSource, EncodedTexts]:
-    """Return samples of the right shapes and their texts, made on the meta device: no weights or data are read."""
+
+def blank_source(
+    teacher: Teacher, dtype: torch.dtype, *, pictures: bool, key_times: Sequence[float] = ()
+) -> tuple[TextSource, EncodedTexts]:
+    """Return samples of the right shapes and their texts, made on the meta device: no weights or data are read.
+
+    ``key_times``: of stored trajectories.
+    """
     found = teacher.encode([""], "meta", dtype)
     texts = EncodedTexts([""], [0], found.cond, found.null)
-    return TextSource(texts, BlankLatents(teacher.shape) if pictures else None), texts
+    return TextSource(texts, BlankLatents(teacher.shape, key_times) if pictures else None), texts
 
 
 class EncodedPictures:
@@ -176,7 +197,8 @@ def readable(pictures: Captioned, index: int) -> tuple[int, Float[Tensor, "c h w
 class TextSource:
     """Samples with a prompt each, and with latents or without: the DataSource of text-conditioned models.
 
-    Samples come in epochs, each a permutation. One prompt is a constant condition.
+    Samples come in epochs, each a permutation. One prompt is a constant condition. Where latents are ends of
+    trajectories, conditions have the states as "trajectory" and their times as "trajectory_times".
     """
 
     def __init__(self, texts: Texts, latents: Latents | None = None) -> None:
@@ -189,9 +211,20 @@ class TextSource:
 
     def batch(self, rng: Rng, device: torch.device | str) -> Batch:
         """Return conditions and, with pictures, latents "b *d"."""
-        samples, x0 = epoch_indices(rng, len(self)), None
-        if self.pictures is not None:
+        samples, x0, states = epoch_indices(rng, len(self)), None, None
+        kept = _kept(self.pictures)
+        if kept is not None:
+            states = kept.trajectories(samples)
+            x0 = states[:, -1].to(device)
+        elif self.pictures is not None:
             samples, x0 = self.pictures.latents(samples, rng)
             x0 = x0.to(device)
-        cond = self.texts.conditions([self.texts.rows[sample] for sample in samples])
+        cond = dict(self.texts.conditions([self.texts.rows[sample] for sample in samples]))
+        if kept is not None and states is not None:
+            row = torch.tensor(list(kept.key_times), dtype=torch.float64)
+            cond |= {STATES: states, TIMES: row.expand(len(samples), -1)}
         return Batch(len(samples), {name: value.to(device) for name, value in cond.items()}, x0, device)
+
+
+def _kept(latents: object) -> Trajectories | None:
+    return latents if isinstance(latents, Trajectories) and len(latents.key_times) > 0 else None

@@ -131,11 +131,13 @@ def _sampling(args: Namespace, teacher: Teacher) -> Sampling | None:
     """Return how the teacher is to sample, None when it is not; a distilled guidance is told to the model."""
     if args.sample_steps is None:
         check(args.guidance_scale == 1, "--guidance-scale belongs to --sample-steps")
+        check(args.keys is None, "--keys belongs to --sample-steps: the teacher's trajectories are what states are of")
         return None
+    keys = args.keys or 0
     if teacher.family.guidance_distilled:
         teacher.guidance = args.guidance_scale
-        return Sampling(args.sample_steps, seed=args.seed)
-    return Sampling(args.sample_steps, args.guidance_scale, args.seed)
+        return Sampling(args.sample_steps, seed=args.seed, keys=keys)
+    return Sampling(args.sample_steps, args.guidance_scale, args.seed, keys)
 
 
 def default_name(data: str, teacher: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fewstep.core.data.captioned import Captioned, open_captioned
 from fewstep.core.data.damage import BadFiles
 from fewstep.core.data.epochs import permutation
-from fewstep.core.data.prepared import Prepared
+from fewstep.core.data.prepared import Prepared, key_times_at
 from fewstep.core.data.prompts import read_prompts
 from fewstep.core.data.reading import fit_channels
 from fewstep.core.data.shown import Shown, encode_captions, shown_prompts, shown_rows
@@ -82,7 +82,10 @@ def load_text_data(
     """
     data = config.data
     if torch.device(device).type == "meta":
-        blank, nothing = blank_source(teacher, DTYPES[config.model.dtype], pictures=data.source != "prompts")
+        keys = key_times_at(data.path) if data.source == "prepared" else ()
+        blank, nothing = blank_source(
+            teacher, DTYPES[config.model.dtype], pictures=data.source != "prompts", key_times=keys
+        )
         return TextData(blank, nothing.null, shown_rows(nothing, [0]), None, "shapes only")
     if data.source == "prepared":
         check(not data.flip, "domain.data.flip: prepared latents cannot be mirrored: leave it out, or use captions")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import nn
@@ -199,4 +199,5 @@ def _discriminator(
             f"role '{spec.name}' reads features of '{spec.features_of}', which is no denoiser of this recipe"
         )
     check(bool(shape), f"role '{spec.name}': a discriminator needs the shape of a sample")
-    return make_discriminator(trunk, config.discriminator, shape, cond, seed)
+    settings = replace(config.discriminator, taps=spec.taps) if spec.taps else config.discriminator
+    return make_discriminator(trunk, settings, shape, cond, seed)

@@ -27,6 +27,7 @@ BUILT_IN: dict[str, tuple[str, str]] = {
     "distillation-dpo": ("fewstep.core.recipes.distillation_dpo", "DistillationDPO"),
     "diffusion-dpo": ("fewstep.core.recipes.diffusion_dpo", "DiffusionDPO"),
     "ladd": ("fewstep.core.recipes.ladd", "LADD"),
+    "accvideo": ("fewstep.core.recipes.accvideo", "AccVideo"),
 }
 
 

@@ -7,6 +7,7 @@ domain's own config dataclass. :func:`fewstep.core.training.config.load_config` 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -119,6 +120,9 @@ class PhaseOptimConfig:
 class OptimConfig:
     """The optimizer of every phase, with what single phases do differently (``phases.fake_score.lr: 1e-5``).
 
+    Phases that differ in a number share settings under the name without it: ``phases.head.lr`` is that of ``head_0``,
+    ``head_1`` and so on, where these have none of their own.
+
     ``warmup``: updates over which the rate grows linearly from 0. ``schedule``: constant, or down to 0 at the last
     step. ``momentum`` belongs to sgd; ``betas`` and ``eps`` to the others. ``adamw8bit`` keeps its state in 8 bits and
     needs bitsandbytes.
@@ -150,7 +154,7 @@ class OptimConfig:
 
     def for_phase(self, phase: str) -> OptimConfig:
         """Return the settings of one phase, its own over the common ones."""
-        own = self.phases.get(phase, PhaseOptimConfig())
+        own = self.phases.get(phase) or self.phases.get(unnumbered(phase), PhaseOptimConfig())
         fields = dataclasses.fields(PhaseOptimConfig)
         changes = {f.name: getattr(own, f.name) for f in fields if getattr(own, f.name) is not None}
         return dataclasses.replace(self, phases={}, **changes)
@@ -170,11 +174,16 @@ class RunConfig:
     optim: OptimConfig
 
 
+def unnumbered(phase: str) -> str:
+    """Return the name that numbered phases share: ``head`` of ``head_3``."""
+    return re.sub(r"_\d+$", "", phase)
+
+
 def check_phases(config: RunConfig, phases: Iterator[str] | tuple[str, ...]) -> None:
     """Raise UserError when ``optim.phases`` names a phase the recipe does not have."""
     known = tuple(phases)
     for name in config.optim.phases:
-        if name not in known:
+        if name not in {*known, *map(unnumbered, known)}:
             raise UserError(
                 f"optim.phases.{name}: recipe '{config.recipe_name}' has no such phase, {nearest(name, known)}"
             )
