@@ -57,7 +57,7 @@ class CutGrid:
         check(
             num_steps >= 2 and above <= top - self.kappa and below <= self.kappa + 1,
             f"two experts sample in 2 steps or more, each in no more than its knots ({top - self.kappa} and "
-            f"{self.kappa + 1}), not in {num_steps}",
+            f"{self.kappa + 1}), not in {num_steps}: set train.sample_steps or --steps",
         )
         index = [top - (i * (top - self.kappa)) // above for i in range(above)]
         index += [self.kappa - -(-i * (self.kappa + 1) // below) for i in range(below)]

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Cond, Denoiser, NetworkDenoiser
 from fewstep.core.errors import UserError, check
-from fewstep.core.losses.monitors import gap
 from fewstep.core.losses.trajectory import consistency_loss
 from fewstep.core.networks.experts import ExpertConfig, ExpertLayers, RoutedExperts, TwoExperts
 from fewstep.core.process import Process
@@ -178,7 +177,8 @@ class DCM(Recipe):
             assert self.judge is not None  # the phase exists with it only
             return self.judge.discriminator_terms(ends, cond, rng)
         value = consistency_loss(ends.made, ends.target, distance="huber_element", c=self.config.huber_c)
-        terms, metrics = {"consistency": value}, {"gap": gap(ends.target, ends.made)}
+        terms = {"consistency": value}
+        metrics = {"gap": (ends.made.detach() - ends.target).flatten(1).square().mean(1).sqrt()}
         if phase == "semantic" and self.config.coherence_weight > 0:
             terms["coherence"] = coherence_loss(ends.made, ends.target, self.config.coherence_lag)
         if phase == "detail" and self.judge is not None:
