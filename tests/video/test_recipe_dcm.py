@@ -148,12 +148,12 @@ def test_cuts_that_do_not_fit_the_process_are_refused(process, options, said):
 
 
 def residual(recipe: DCM, index: int) -> float:
-    """The largest difference between jump and target from one knot."""
+    """The root mean square difference between jump and target from one knot."""
     recipe.grid = replace(recipe.grid)
     object.__setattr__(recipe.grid, "draw", lambda upper, rng: at_knot(recipe.grid, index, len(rng.ids)))
     rng = Rng.for_batch(0, 0, 16)
     ends = recipe.ends(index > recipe.grid.kappa, clips(rng), {}, rng)
-    return float((ends.made - ends.target).abs().max())
+    return float((ends.made - ends.target).square().mean().sqrt())
 
 
 def test_the_exact_map_to_the_cut_has_no_residual():
