@@ -251,7 +251,7 @@ class RoutedExperts(Denoiser):
         """Return every sample's prediction by its expert; UserError when they predict different things."""
         # the cut itself may have been through float32
         above = (t.double() > self.cut + 1e-6 * abs(self.cut)).cpu()
-        if bool(above.all()) or not self._has_low():
+        if bool(above.all()) or not self.started:
             return self.high.predict(x_t, t, cond)
         if not bool(above.any()):
             return self.low.predict(x_t, t, cond)
@@ -265,7 +265,9 @@ class RoutedExperts(Denoiser):
         order = torch.cat(rows).argsort()
         return Prediction(torch.cat([part.value for part in parts])[order], parts[0].kind)
 
-    def _has_low(self) -> bool:
+    @property
+    def started(self) -> bool:
+        """Whether ``low`` takes part."""
         backbone = self.low.backbone if isinstance(self.low, NetworkDenoiser) else None
         return not isinstance(backbone, ExpertBackbone) or backbone.layers.started
 
