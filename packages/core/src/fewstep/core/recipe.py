@@ -78,10 +78,11 @@ class RoleSpec:
 
 @dataclass(frozen=True)
 class Phase:
-    """One optimizer update: which roles it trains, on every ``every``-th step, not before step ``start``.
+    """One optimizer update: which roles it trains, on every ``every``-th step, from step ``start`` to before ``stop``.
 
     Steps count from 0; the phase runs when ``step >= start`` and ``(step + 1) % every == offset``, but not when
-    ``skip > 0`` and ``(step + 1) % skip == 0`` (phases that alternate). ``offset``: for phases that take turns.
+    ``skip > 0`` and ``(step + 1) % skip == 0`` (phases that alternate). ``offset``: for phases that take turns. Without
+    ``stop`` (None) it does not end.
     """
 
     name: str
@@ -90,9 +91,12 @@ class Phase:
     start: int = 0
     skip: int = 0
     offset: int = 0
+    stop: int | None = None
 
     def due(self, step: int) -> bool:
         """Return whether the phase runs at ``step``."""
+        if self.stop is not None and step >= self.stop:
+            return False
         if self.skip > 0 and (step + 1) % self.skip == 0:
             return False
         return step >= self.start and (step + 1) % self.every == self.offset

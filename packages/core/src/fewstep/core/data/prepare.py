@@ -42,10 +42,10 @@ def prepare(
     """Write samples, captioned pictures (centre crops at the teacher's size), or only prompts, as a folder ``out``; go
     on with one that was begun. Return what it takes, and what was refused; ``dry_run`` writes nothing, and measures.
 
-    ``sampling``: make latents of prompts by letting the teacher sample them, or whole trajectories. Networks compute, and their results are
-    kept, in ``dtype``. ``batch``: pictures or clips encoded, or samples made, at a time. Raises UserError for data, a
-    size or a folder that will not do, TrainingError for too many damaged files, numbers that are not finite, or a full
-    disk; what is written by then is gone on with.
+    ``sampling``: make latents of prompts by letting the teacher sample them, or whole trajectories. Networks compute,
+    and their results are kept, in ``dtype``. ``batch``: pictures or clips encoded, or samples made, at a time. Raises
+    UserError for data, a size or a folder that will not do, TrainingError for too many damaged files, numbers that are
+    not finite, or a full disk; what is written by then is gone on with.
     """
     check(samples_per_shard >= 1 and batch >= 1, "samples per shard and batch must be at least 1")
     shown, prompts = _samples(data, teacher)

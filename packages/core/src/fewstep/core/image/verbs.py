@@ -93,7 +93,7 @@ def prepare_arguments(parser: ArgumentParser, data: str, size: str, batch: int) 
         "--sample-steps", type=positive_of, metavar="N", help="let the teacher sample latents for prompts, in N steps"
     )
     parser.add_argument(
-        "--keys", type=_positive, metavar="M", help="keep M states of each of their trajectories, and the clean one"
+        "--keys", type=positive_of, metavar="M", help="keep M states of each of their trajectories, and the clean one"
     )
     parser.add_argument("--guidance-scale", type=float, default=1.0, metavar="S", help="of these samples (1)")
     parser.add_argument("--seed", type=int, default=0, help="of what is random (0)")

@@ -20,6 +20,7 @@ import yaml
 from fewstep.core.denoiser import Denoiser, NetworkDenoiser
 from fewstep.core.errors import UserError, check
 from fewstep.core.models.backbone import PipelineBackbone
+from fewstep.core.models.export_experts import second_expert
 from fewstep.core.models.files import INDEX, UNUSED
 from fewstep.core.models.loading import Teacher
 from fewstep.core.models.stock import StockSampler, stock_sampler
@@ -33,6 +34,7 @@ from fewstep.core.models.student import (
     write_plan,
 )
 from fewstep.core.networks.adapters import AdapterView, merge, save_lora
+from fewstep.core.networks.experts import RoutedExperts
 from fewstep.core.recipe import StepPlan
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -44,9 +46,11 @@ def export_pipeline(
 ) -> None:
     """Write a folder of the teacher's pipeline class with the student's network, in ``dtype``, and scheduler in it.
 
-    LoRA factors are merged, constant extra inputs folded; the other components are copied from the teacher. Raises
-    UserError for a student that stock diffusers cannot run; nothing is left half-written.
+    LoRA factors are merged, constant extra inputs folded; the other components are copied from the teacher. A second
+    expert's network is put beside them, with a program that changes over to it. Raises UserError for a student that
+    stock diffusers cannot run; nothing is left half-written.
     """
+    second = second_expert(student, plan.times) if isinstance(student, RoutedExperts) else None
     denoiser, plan, sampler = _ready(student, plan, teacher)
     backbone = merge(denoiser.backbone)
     if not isinstance(backbone, PipelineBackbone):
@@ -64,6 +68,11 @@ def export_pipeline(
         index |= {part: [None, None] for part in UNUSED if part in index}
         write_json(aside / INDEX, index | {"scheduler": ["diffusers", sampler.scheduler]})
         _write_rest(aside, sampler, plan, card, teacher, told=family.takes_guidance(backbone.network), lora=False)
+        if second is not None:
+            second.save(aside, plan.extras, dtype)
+            readme = aside / "README.md"
+            text = second.program(readme.read_text(encoding="utf-8"), family.network, _call_takes(teacher))
+            readme.write_text(text, encoding="utf-8")
 
 
 def export_half_pipeline(student: Denoiser, plan: StepPlan, folder: Path, card: Card, teacher: Teacher) -> None:
@@ -76,6 +85,7 @@ def export_lora(student: Denoiser, plan: StepPlan, folder: Path, card: Card, tea
 
     Raises UserError for a student that is no LoRA, or has trained inputs besides, and for pipelines without loader.
     """
+    check(not isinstance(student, RoutedExperts), "export: two experts are no LoRA file: write them with --as pipeline")
     denoiser, plan, sampler = _ready(student, plan, teacher)
     view = denoiser.backbone
     if not isinstance(view, AdapterView):
@@ -92,6 +102,8 @@ def export_lora(student: Denoiser, plan: StepPlan, folder: Path, card: Card, tea
 
 def export_student(student: Denoiser, plan: StepPlan, folder: Path, card: Card, teacher: Teacher) -> None:
     """Write what suits the student: a LoRA file for factors alone, a pipeline for everything else."""
+    if isinstance(student, RoutedExperts):
+        return export_pipeline(student, plan, folder, card, teacher)
     view = unwrap(student, plan)[0].backbone
     plain = isinstance(view, AdapterView) and not view.extras and can_load_lora(teacher)
     (export_lora if plain else export_pipeline)(student, plan, folder, card, teacher)
@@ -108,7 +120,8 @@ def _call_takes(teacher: Teacher) -> Mapping[str, Any]:
 
 
 def _ready(student: Denoiser, plan: StepPlan, teacher: Teacher) -> tuple[NetworkDenoiser, StepPlan, StockSampler]:
-    denoiser, plan, time_scaling = unwrap(student, plan)
+    first = student.high if isinstance(student, RoutedExperts) else student
+    denoiser, plan, time_scaling = unwrap(first, plan)
     sampler = stock_sampler(
         plan,
         denoiser.process,

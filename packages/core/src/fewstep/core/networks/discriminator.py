@@ -150,13 +150,20 @@ class FeatureDiscriminator(Discriminator):
 
     def head_logits(self, x_t: Float[Tensor, "b *d"], t: Float[Tensor, " b"], cond: Cond) -> list[Tensor]:
         """Return the logits "b p" of every head."""
+        return self.feature_logits(self.features(x_t, t, cond), t, cond)
+
+    def features(self, x_t: Float[Tensor, "b *d"], t: Float[Tensor, " b"], cond: Cond) -> list[Tensor]:
+        """Return the trunk's features, one tensor per head."""
+        return features(self.trunk, self.taps, x_t, t, cond)
+
+    def feature_logits(self, found: Sequence[Tensor], t: Float[Tensor, " b"], cond: Cond) -> list[Tensor]:
+        """Return the logits "b p" of every head on features at ``t``."""
         unit, label, out = self.trunk.process.time_to_unit(t), cond.get("label"), []
-        found = features(self.trunk, self.taps, x_t, t, cond)
         for head, feature in zip(self.heads, found, strict=True):
             folded = _fold_frames(feature)
-            frames = len(folded) // len(x_t)
+            frames = len(folded) // len(t)
             labels = None if label is None else label.repeat_interleave(frames)
-            out.append(head(folded, unit.repeat_interleave(frames), labels).reshape(len(x_t), -1))
+            out.append(head(folded, unit.repeat_interleave(frames), labels).reshape(len(t), -1))
         return out
 
     def patch_logits(self, x_t: Float[Tensor, "b *d"], t: Float[Tensor, " b"], cond: Cond) -> Float[Tensor, "b p"]:
