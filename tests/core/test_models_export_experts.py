@@ -80,7 +80,7 @@ def test_an_expert_that_has_not_started_is_not_written(tmp_path):
 
 def test_two_experts_are_no_lora_file(tmp_path):
     student, plan = student_of("wan", CASES["wan"])
-    with pytest.raises(UserError, match="two experts are no LoRA file.*--as pipeline"):
+    with pytest.raises(UserError, match=r"two experts are no LoRA file.*--as pipeline"):
         export_lora(student, plan, tmp_path / "lora", CARD, found_teacher("wan"))
     assert not (tmp_path / "lora").exists()
 
