@@ -39,6 +39,12 @@ class MotionLimits:
     flicker: float = 0.25
     moving: float = 0.25
 
+    def __post_init__(self) -> None:
+        for name in ("still", "slow", "restless", "flicker", "moving"):
+            value = getattr(self, name)
+            check(math.isfinite(value) and value >= 0, f"limits.{name} must not be negative, got {value:g}")
+        check(self.still <= self.slow <= self.restless, "limits: still, slow and restless must not decrease")
+
 
 @dataclass(frozen=True)
 class Verdict:
