@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.testing import assert_close
 
 from fewstep.core.cli.main import domain_main
 from fewstep.core.domain import Domain, find_domain
 from fewstep.core.training.config import config_names, load_config
-from fewstep.video.domain import DOMAIN, measure, strips
+from fewstep.video.domain import DOMAIN, strips
 
 TINY = [name for name in config_names(DOMAIN) if name.endswith("-tiny")]
 
@@ -22,15 +21,6 @@ def run(*argv: str) -> int:
 
 def test_it_is_a_domain():
     assert isinstance(find_domain("video"), Domain)
-
-
-def test_motion_of_a_still_is_zero_and_of_a_flicker_its_size():
-    still = torch.full((2, 3, 5, 4, 4), 0.25)
-    assert measure(still) == {"contrast": 0.0, "motion": 0.0}
-    flicker = torch.zeros(1, 3, 4, 4, 4)
-    flicker[:, :, 1::2] = 0.5
-    assert_close(measure(flicker)["motion"], 0.5)
-    assert measure(torch.zeros(1, 3, 1, 4, 4))["motion"] == 0.0
 
 
 def test_a_strip_starts_with_the_first_frame_and_ends_with_the_last():

@@ -15,7 +15,6 @@ from fewstep.core.data.problem import Decoder, pipeline_problem
 from fewstep.core.data.prompts import read_prompts
 from fewstep.core.data.shown import Shown, encode_captions, shown_prompts, shown_rows
 from fewstep.core.data.source import Texts, TextSource, blank_source
-from fewstep.core.denoiser import Cond
 from fewstep.core.domain import Problem
 from fewstep.core.errors import check
 from fewstep.core.image.pictures import Folder
@@ -26,16 +25,13 @@ from fewstep.core.models.loading import DTYPES, Teacher
 from fewstep.core.models.settings import open_teacher
 from fewstep.core.process import Process
 from fewstep.core.recipe import RoleSpec
+from fewstep.video.evaluation import VideoMetrics
 from fewstep.video.frame_decoder import FrameDecoder
 from fewstep.video.image_set import BlankPictures, WithImages
 from fewstep.video.settings import VideoConfig
 
 SHIPPED = Path(__file__).parent / "weights"
 FRAMES = 4  # of a video in a strip
-PROTOCOL = (
-    "contrast: standard deviation of the decoded pixels in [-1, 1]; motion: mean absolute difference of neighbouring "
-    "frames, 0 for a still"
-)
 
 
 class VideoDomain:
@@ -57,8 +53,7 @@ class VideoDomain:
         source = with_images(config, teacher, prompts, device)
         decoder = Decoder(teacher, config.model, device)
 
-        def evaluate(latents: Tensor, cond: Cond) -> dict[str, float]:
-            return measure(decoder.decode(latents))
+        metrics = VideoMetrics(config.evaluation, teacher.size, decoder.decode, shown=shown, teacher=teacher)
 
         def render(rows: Sequence[tuple[str, Tensor]], stem: Path) -> Path:
             return render_rows([(label, strips(decoder.decode(latents))) for label, latents in rows], stem)
@@ -71,7 +66,7 @@ class VideoDomain:
             source,
             prompts.texts.null,
             shown,
-            evaluate=evaluate,
+            evaluate=metrics.evaluate,
             render=render,
             seed=seed,
             device=device,
@@ -82,7 +77,7 @@ class VideoDomain:
                 "domain.model.offload: gradients of frames flow through the autoencoder: leave 'vae' out",
             )
             problem.actors.roles["decoder"] = FrameDecoder(decoder, recompute=config.roles.checkpointing)
-        problem.notes["metric"] = PROTOCOL
+        problem.notes["metric"] = metrics.protocol
         return problem
 
 
@@ -129,12 +124,6 @@ def with_images(
     # no smaller than the frame fits into: what is left is cropped away
     pictures = Folder(root, 3, max(teacher.size.height, teacher.size.width), images.max_bad_share)
     return WithImages(clips, pictures, teacher.size, images.each)
-
-
-def measure(videos: Float[Tensor, "n c f h w"]) -> dict[str, float]:
-    """Return contrast and motion of videos in [-1, 1]."""
-    moved = videos.diff(dim=2).abs()
-    return {"contrast": float(videos.std()), "motion": float(moved.mean()) if moved.numel() else 0.0}
 
 
 def strips(videos: Float[Tensor, "n c f h w"]) -> Float[Tensor, "n c h v"]:

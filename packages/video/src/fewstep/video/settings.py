@@ -8,6 +8,7 @@ from typing import Literal
 from fewstep.core.errors import check
 from fewstep.core.models.settings import ModelConfig
 from fewstep.core.networks.roles import RolesConfig
+from fewstep.video.evaluation import EvaluationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +55,15 @@ class VideoConfig:
 
     ``teacher``: a text-to-video pipeline: the shipped ``world``, a folder with ``model_index.json``, a hub id, or
     ``tiny:wan`` and the like for random weights. ``images``: how frames are to look, where that is not how the clips
-    look. ``eval_prompts``: a file of prompts to look at students under (empty: those of the data).
+    look. ``evaluation``: what students are measured against. ``eval_prompts``: a file of prompts to look at students
+    under (empty: those of the data).
     """
 
     teacher: str = ""
     model: ModelConfig = ModelConfig()
     data: VideoDataConfig
     images: ImageSetConfig = ImageSetConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     roles: RolesConfig = RolesConfig()
     eval_prompts: str = ""
 
