@@ -63,6 +63,9 @@ def student_of(case: Case, seed: int = 1) -> tuple[Denoiser, StepPlan]:
     return kind.student_view(config, role), kind.plan(config, role.process, case.steps)
 
 
+UNFOLDED = ("modelscope",)  # pipelines that are called with clips, and fold their frames into the batch afterwards
+
+
 class Scripted(Rng):
     """Gives prepared noise, one tensor after the other."""
 
@@ -94,6 +97,8 @@ def give_noise(case: Case, folder: Path) -> None:
     """Write the prepared noise as the pipeline holds latents."""
     family = found_teacher(case.family).family
     held = {str(i): family.to_pipeline(noise).contiguous() for i, noise in enumerate(prepared(case))}
+    if case.family in UNFOLDED:
+        held["0"] = prepared(case)[0]
     save_file(held, folder / "noise.safetensors")
 
 

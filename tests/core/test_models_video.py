@@ -9,6 +9,7 @@ import diffusers
 import pytest
 import torch
 from core.model_bed import PROMPTS, call_options, stock, teacher, watched
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch.testing import assert_close
 
 from fewstep.core.errors import UserError
@@ -158,7 +159,8 @@ def test_ltx_refuses_an_autoencoder_its_positions_are_not_made_for(tmp_path):
 def shown(found, x):
     """What the pipeline shows of latents ``x``, pixels in [0, 1]."""
     pipe = stock(found)
-    pipe.scheduler.step = lambda *args, **kwargs: (found.family.to_pipeline(x),)
+    stepped = SchedulerOutput(prev_sample=found.family.to_pipeline(x))  # by place and by name
+    pipe.scheduler.step = lambda *args, **kwargs: stepped
     options = call_options(found) | {"output_type": "pt"}
     return pipe(PROMPTS[: len(x)], num_inference_steps=2, guidance_scale=1.0, **options).frames.transpose(1, 2)
 

@@ -131,6 +131,8 @@ def change(folder: Path, **entries: object) -> None:
         ({"space": None}, "space"),
         ({"sampling": {"times": [99.0]}}, "sampling"),
         ({"sampling": {"unknown": 1}}, "sampling"),
+        ({"sampling": {"times": [3.0], "mode": "backwards"}}, "mode 'backwards'"),
+        ({"sampling": {"times": [3.0], "start": "anywhere"}}, "start 'anywhere'"),
         ({"kind": "denoiser"}, "describes"),
         ({"network": {"widths": [8, 13], "blocks": 1, "time_width": 16}}, "model.safetensors"),
         ({"network": {"width": 8}}, "network"),

@@ -74,20 +74,29 @@ def _check_index(process: Process) -> None:
 class ConsistencyFunction(Denoiser):
     """A denoiser whose ``x0`` is the consistency function ``f(x_t, t)`` built on the inner denoiser's ``x0``.
 
-    Raises UserError for processes with an anchor, and for ``lcm`` without indices.
+    ``time_scale``: of ``lcm``. Raises UserError for processes with an anchor, and for ``lcm`` without indices.
     """
 
-    def __init__(self, inner: Denoiser, boundary: Literal["edm", "lcm"], sigma_data: float = 0.5) -> None:
+    def __init__(
+        self,
+        inner: Denoiser,
+        boundary: Literal["edm", "lcm"],
+        sigma_data: float = 0.5,
+        time_scale: float = LCM_TIME_SCALE,
+    ) -> None:
         if inner.process.has_anchor:
             raise UserError(f"consistency boundary '{boundary}' has no form with an anchor: use boundary 'jump'")
         if boundary == "lcm":
             _check_index(inner.process)
-        self.inner, self.process, self.boundary, self.sigma_data = inner, inner.process, boundary, sigma_data
+        self.inner, self.process, self.boundary = inner, inner.process, boundary
+        self.sigma_data, self.time_scale = sigma_data, time_scale
 
     def predict(self, x_t: Float[Tensor, "b *d"], t: Float[Tensor, " b"], cond: Cond) -> Prediction:
         """Return ``f`` as an x0 prediction."""
-        scalings = edm_scalings if self.boundary == "edm" else lcm_scalings
-        skip, out = scalings(t, self.process, self.sigma_data)
+        if self.boundary == "edm":
+            skip, out = edm_scalings(t, self.process, self.sigma_data)
+        else:
+            skip, out = lcm_scalings(t, self.process, self.sigma_data, self.time_scale)
         x0 = self.inner.x0(x_t, t, cond)
         return Prediction(expand_to(skip, x0) * precise(x_t) + expand_to(out, x0) * x0, Kind.X0)
 

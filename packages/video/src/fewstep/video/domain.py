@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,13 +18,19 @@ from fewstep.core.data.source import Texts, TextSource, blank_source
 from fewstep.core.denoiser import Cond
 from fewstep.core.domain import Problem
 from fewstep.core.errors import check
+from fewstep.core.image.pictures import Folder
 from fewstep.core.image.rendering import render_rows
+from fewstep.core.image.text import run_export
+from fewstep.core.models.files import INDEX
 from fewstep.core.models.loading import DTYPES, Teacher
 from fewstep.core.models.settings import open_teacher
 from fewstep.core.process import Process
 from fewstep.core.recipe import RoleSpec
+from fewstep.video.frame_decoder import FrameDecoder
+from fewstep.video.image_set import BlankPictures, WithImages
 from fewstep.video.settings import VideoConfig
 
+SHIPPED = Path(__file__).parent / "weights"
 FRAMES = 4  # of a video in a strip
 PROTOCOL = (
     "contrast: standard deviation of the decoded pixels in [-1, 1]; motion: mean absolute difference of neighbouring "
@@ -46,7 +53,8 @@ class VideoDomain:
     def build(self, config: VideoConfig, specs: Sequence[RoleSpec], seed: int, device: torch.device | str) -> Problem:
         """Return the problem with every role built; UserError for what this domain cannot give."""
         teacher = find_teacher(config, weights=torch.device(device).type != "meta")
-        source, shown = load_prompts(config, teacher, device)
+        prompts, shown = load_prompts(config, teacher, device)
+        source = with_images(config, teacher, prompts, device)
         decoder = Decoder(teacher, config.model, device)
 
         def evaluate(latents: Tensor, cond: Cond) -> dict[str, float]:
@@ -61,20 +69,30 @@ class VideoDomain:
             config.roles,
             specs,
             source,
-            source.texts.null,
+            prompts.texts.null,
             shown,
             evaluate=evaluate,
             render=render,
             seed=seed,
             device=device,
         )
+        if any(spec.name == "discriminator" and spec.build is not None for spec in specs):
+            check(
+                "vae" not in config.model.offload,
+                "domain.model.offload: gradients of frames flow through the autoencoder: leave 'vae' out",
+            )
+            problem.actors.roles["decoder"] = FrameDecoder(decoder, recompute=config.roles.checkpointing)
         problem.notes["metric"] = PROTOCOL
         return problem
 
 
 def find_teacher(config: VideoConfig, *, weights: bool = True) -> Teacher:
     """Return the configured pipeline; UserError for what is none, and for a pipeline of images."""
-    teacher = open_teacher(config.teacher, config.model, weights=weights)
+    shipped = SHIPPED / config.teacher
+    known = (shipped / INDEX).is_file() and bool(config.teacher)
+    teacher = open_teacher(str(shipped) if known else run_export(config.teacher), config.model, weights=weights)
+    if known:
+        teacher.folder = replace(teacher.folder, name=config.teacher)
     check(
         teacher.family.media == "video",
         f"teacher '{config.teacher}' is a {teacher.folder.pipeline}, which makes images: use the domain image",
@@ -96,6 +114,21 @@ def load_prompts(config: VideoConfig, teacher: Teacher, device: torch.device | s
         texts = encode_captions(teacher, prompts, config.model, device)
     source = TextSource(texts, texts if isinstance(texts, Prepared) and texts.has_latents else None)
     return source, shown_prompts(texts, config.eval_prompts, teacher, config.model, device)
+
+
+def with_images(
+    config: VideoConfig, teacher: Teacher, clips: TextSource, device: torch.device | str
+) -> TextSource | WithImages:
+    """Return the source with pictures of the image set in every batch, where one is configured."""
+    images = config.images
+    if not images.path:
+        return clips
+    if torch.device(device).type == "meta":
+        return WithImages(clips, BlankPictures(teacher.size), teacher.size, images.each)
+    root = Path(images.path).expanduser()
+    # no smaller than the frame fits into: what is left is cropped away
+    pictures = Folder(root, 3, max(teacher.size.height, teacher.size.width), images.max_bad_share)
+    return WithImages(clips, pictures, teacher.size, images.each)
 
 
 def measure(videos: Float[Tensor, "n c f h w"]) -> dict[str, float]:

@@ -30,16 +30,37 @@ class VideoDataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageSetConfig:
+    """Pictures that frames are to look like, for recipes that judge single frames.
+
+    ``path``: a folder of images (empty: none); they are resized until a frame just fits, and cropped at random.
+    ``each``: pictures per clip of a batch. ``max_bad_share``: share of unreadable files that stops a run.
+    """
+
+    path: str = ""
+    each: int = 2
+    max_bad_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        check(self.each >= 1, f"domain.images.each must be at least 1, got {self.each}")
+        check(
+            0 <= self.max_bad_share <= 1, f"domain.images.max_bad_share must be in [0, 1], got {self.max_bad_share:g}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class VideoConfig:
     """The video domain.
 
-    ``teacher``: a text-to-video pipeline: a folder with ``model_index.json``, a hub id, or ``tiny:wan`` and the like
-    for random weights. ``eval_prompts``: a file of prompts to look at students under (empty: those of the data).
+    ``teacher``: a text-to-video pipeline: the shipped ``world``, a folder with ``model_index.json``, a hub id, or
+    ``tiny:wan`` and the like for random weights. ``images``: how frames are to look, where that is not how the clips
+    look. ``eval_prompts``: a file of prompts to look at students under (empty: those of the data).
     """
 
     teacher: str = ""
     model: ModelConfig = ModelConfig()
     data: VideoDataConfig
+    images: ImageSetConfig = ImageSetConfig()
     roles: RolesConfig = RolesConfig()
     eval_prompts: str = ""
 

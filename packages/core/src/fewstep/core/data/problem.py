@@ -33,15 +33,16 @@ class Decoder:
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Return latents of pixels in [-1, 1]."""
-        return self._after(self._ready().encode(pixels))
+        return self._after(self.ready().encode(pixels))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return pixels of latents, on the CPU."""
-        return self._after(self._ready().decode(latents))
+        return self._after(self.ready().decode(latents))
 
-    def _ready(self) -> Codec:
+    def ready(self) -> Codec:
+        """Return the autoencoder where it computes; of the device ``meta``, its shapes only."""
         if self._codec is None:
-            self._codec = self.teacher.vae(self.dtype).to(self.device)
+            self._codec = self.teacher.vae(self.dtype, self.device).to(self.device)
         # moving walks through all modules, which takes longer than encoding a small picture
         return self._codec if self.stays else self._codec.to(self.device)
 

@@ -98,8 +98,9 @@ def export_student(student: Denoiser, plan: StepPlan, folder: Path, card: Card, 
 
 
 def can_load_lora(teacher: Teacher) -> bool:
-    """Return whether the teacher's stock pipeline reads LoRA files."""
-    return hasattr(teacher.folder.pipeline_class(), "load_lora_weights")
+    """Return whether the teacher's stock pipeline reads LoRA files, and its network takes them."""
+    network = teacher.folder.module_class(teacher.family.network)
+    return hasattr(teacher.folder.pipeline_class(), "load_lora_weights") and hasattr(network, "load_lora_adapter")
 
 
 def _call_takes(teacher: Teacher) -> Mapping[str, Any]:

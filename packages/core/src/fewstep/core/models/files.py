@@ -109,9 +109,14 @@ class PipelineFolder:
 
     def is_module(self, part: str) -> bool:
         """Return whether a component is a network."""
+        return issubclass(self.module_class(part), nn.Module)
+
+    def module_class(self, part: str) -> type:
+        """Return a component's class; UserError when the installed library has none of that name."""
         library, name = self.parts[part]
         with quiet():
-            return issubclass(_class(library, name, self.path / INDEX), nn.Module)
+            found: type = _class(library, name, self.path / INDEX)
+            return found
 
     def skeleton(self, part: str) -> nn.Module:
         """Return a module component without its weights: shapes on the meta device."""

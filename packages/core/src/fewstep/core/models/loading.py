@@ -182,9 +182,9 @@ class Teacher:
             missing: dict[str, Any] = {each.name: None for each in names if each.default is each.empty}
             return kind(**(missing | dict(self.folder.options) | self.family.pipeline_options() | parts))
 
-    def vae(self, dtype: torch.dtype = torch.float32) -> Codec:
-        """Return the autoencoder."""
-        return Codec(self.family, self.folder.load("vae", dtype).requires_grad_(False))
+    def vae(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Codec:
+        """Return the autoencoder, on the CPU; for the device ``meta`` shapes only."""
+        return Codec(self.family, self._part("vae", dtype, device).requires_grad_(False))
 
 
 @dataclass

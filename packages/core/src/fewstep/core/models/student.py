@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fewstep.core.boundary import LCM_TIME_SCALE, ConsistencyFunction, edm_scalings
+from fewstep.core.boundary import ConsistencyFunction, edm_scalings
 from fewstep.core.denoiser import Denoiser, NetworkDenoiser, Reprocessed
 from fewstep.core.errors import UserError, check
 from fewstep.core.networks.timed import TimedBackbone
@@ -21,6 +21,7 @@ from fewstep.core.recipe import StepPlan
 
 PLAN_FILE = "fewstep.json"
 SCHEDULER_FILE = "scheduler_config.json"
+PLAN_WORDS = {"mode": ("renoise", "deterministic", "jump"), "end": ("clean", "t_min"), "start": ("noise", "anchor")}
 
 
 def unwrap(student: Denoiser, plan: StepPlan) -> tuple[NetworkDenoiser, StepPlan, float]:
@@ -32,7 +33,7 @@ def unwrap(student: Denoiser, plan: StepPlan) -> tuple[NetworkDenoiser, StepPlan
     while not isinstance(student, NetworkDenoiser):
         if isinstance(student, ConsistencyFunction):
             if student.boundary == "lcm":
-                time_scaling = LCM_TIME_SCALE
+                time_scaling = student.time_scale
             else:
                 _check_boundary(student, plan)
             student = student.inner
@@ -84,7 +85,11 @@ def plan_entries(plan: StepPlan) -> dict[str, Any]:
 def plan_from(entry: object, where: object) -> StepPlan:
     """Return the plan :func:`plan_entries` made; UserError naming ``where`` for entries that make no sense."""
     try:
-        entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(entry).items()}  # type: ignore[call-overload]
+        if not isinstance(entry, dict):
+            raise ValueError("it is no mapping")
+        entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+        for name, known in PLAN_WORDS.items():
+            check(entries.get(name, known[0]) in known, f"{name} '{entries.get(name)}'")
         plan = StepPlan(**entries)
         good = 1 <= len(plan.times) <= 1000 and all(math.isfinite(float(t)) for t in plan.times)
         check(good, f"times {plan.times}")

@@ -9,6 +9,7 @@ from fewstep.core.models.files import PipelineFolder
 from fewstep.core.models.flux import Flux
 from fewstep.core.models.hunyuan_video import HunyuanVideo
 from fewstep.core.models.ltx import LTX
+from fewstep.core.models.modelscope import ModelScope
 from fewstep.core.models.pixart import PixArt
 from fewstep.core.models.sana import Sana
 from fewstep.core.models.sd import StableDiffusion
@@ -27,6 +28,7 @@ FAMILIES: tuple[Family, ...] = (
     CogVideoX(),
     HunyuanVideo(),
     LTX(),
+    ModelScope(),
 )
 
 

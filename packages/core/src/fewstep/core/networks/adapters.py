@@ -46,7 +46,7 @@ class SharedNetwork:
         self._acting: list[str] = []  # what PEFT calls the active adapters: one list that all layers refer to
         taken = [name for name, _ in self.network.named_parameters() if ".lora_" in name]
         check(not taken, "this network has LoRA adapters already: merge them, or load the teacher afresh")
-        self._checkpointing = [(n, m) for n, m in self.network.named_modules() if hasattr(m, "gradient_checkpointing")]
+        self.find_checkpointing()
 
     def add(self, name: str, *, rank: int, alpha: float, targets: Sequence[str], dropout: float, seed: int) -> None:
         """Inject an adapter whose effect is zero until it is trained; UserError when no layer has a target's name."""
@@ -99,6 +99,10 @@ class SharedNetwork:
             return nullcontext(), self.acting(name)
 
         return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
+
+    def find_checkpointing(self) -> None:
+        """Look for the parts of the network that can checkpoint activations."""
+        self._checkpointing = [(n, m) for n, m in self.network.named_modules() if hasattr(m, "gradient_checkpointing")]
 
     def guard_checkpointing(self) -> None:
         """Route the network's own activation checkpointing through :meth:`checkpointed`.

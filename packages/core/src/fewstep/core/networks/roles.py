@@ -12,6 +12,7 @@ from fewstep.core.denoiser import Backbone, Cond, Denoiser, NetworkDenoiser
 from fewstep.core.errors import UserError, check, nearest
 from fewstep.core.networks.adapters import AdapterView, SharedNetwork
 from fewstep.core.networks.backbone import ExtensibleBackbone
+from fewstep.core.networks.checkpointing import enable_checkpointing
 from fewstep.core.networks.discriminator import DiscriminatorConfig, make_discriminator
 from fewstep.core.networks.freezing import freeze, thaw, trainable_copy
 from fewstep.core.recipe import RoleSpec
@@ -179,13 +180,14 @@ def _checkpoint(roles: Mapping[str, Role]) -> None:
         if not isinstance(role, NetworkDenoiser):
             continue
         backbone = role.backbone
-        network = backbone.network if isinstance(backbone, ExtensibleBackbone) else backbone
-        enable = getattr(network, "enable_gradient_checkpointing", None)
-        if enable is None:
-            raise UserError(
-                f"roles.checkpointing: the network of role '{name}' ({type(network).__name__}) has no such mode"
-            )
-        enable()
+        extensible = isinstance(backbone, ExtensibleBackbone)
+        enable_checkpointing(backbone.network if extensible else backbone, _blocks(backbone), name)
+        if isinstance(backbone, AdapterView):
+            backbone.shared.find_checkpointing()
+
+
+def _blocks(backbone: Backbone) -> tuple[str, ...]:
+    return backbone.blocks() if isinstance(backbone, ExtensibleBackbone) else ()
 
 
 def _discriminator(

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.core.boundary import ConsistencyFunction
+from fewstep.core.boundary import LCM_TIME_SCALE, ConsistencyFunction
 from fewstep.core.denoiser import Cond, Denoiser
 from fewstep.core.errors import check
 from fewstep.core.grids import Knots, knot_grid
@@ -50,6 +50,7 @@ class ConsistencyConfig(TeacherGuidance):
 
     ``mode``: ``distillation`` steps along a teacher with ``solver``; ``training`` needs data only. ``boundary``:
     ``edm`` (CD, CT, iCT, ECT), ``lcm`` (table processes), ``jump`` (a DDIM jump to the least noise; any process).
+    ``time_scale``: of ``lcm``, the same when sampling.
     ``num_knots``: pairs of neighbouring times (LCM: 50; CD: 39). ``curriculum``, in training mode: ``sqrt`` (CT),
     ``exponential`` (iCT) raise the number to ``end_knots`` over ``curriculum_steps``; ``tuning`` (ECT) pairs any time
     with an end that closes up in ``tuning_stages`` stages by the factor ``tuning_q``. ``time_law``: knots drawn
@@ -63,6 +64,7 @@ class ConsistencyConfig(TeacherGuidance):
     mode: Literal["distillation", "training"] = "distillation"
     boundary: Literal["edm", "lcm", "jump"] = "edm"
     sigma_data: float = 0.5
+    time_scale: float = LCM_TIME_SCALE
     solver: Literal["ddim", "heun", "dpmpp_2s"] = "ddim"
     num_knots: int = 50
     curriculum: Literal["fixed", "sqrt", "exponential", "tuning"] = "fixed"
@@ -84,6 +86,7 @@ class ConsistencyConfig(TeacherGuidance):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.num_knots >= 2, f"num_knots must be at least 2, got {self.num_knots}")
+        check(self.time_scale > 0, f"time_scale must be positive, got {self.time_scale:g}")
         check(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay:g}")
         check(self.curriculum_steps >= 1, "curriculum_steps must be at least 1")
         training = self.mode == "training"
@@ -142,7 +145,7 @@ class Consistency(Recipe):
         """Return the consistency function (the student itself for jumps)."""
         if config.boundary == "jump":
             return student
-        return ConsistencyFunction(student, config.boundary, config.sigma_data)
+        return ConsistencyFunction(student, config.boundary, config.sigma_data, config.time_scale)
 
     def loss(self, phase: str, batch: Batch, rng: Rng, step: int) -> LossTerms:
         """Return the consistency loss of one pair of neighbours per sample."""

@@ -15,11 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.core.boundary import lcm_scalings
-from fewstep.core.denoiser import Cond, Denoiser
+from fewstep.core.denoiser import Cond
 from fewstep.core.errors import UserError, check
 from fewstep.core.losses.trajectory import DistanceName, gap_weight
-from fewstep.core.prediction import Kind, Prediction
 from fewstep.core.process import times
 from fewstep.core.recipe import Actors, Batch, LossTerms, Phase, RoleSpec
 from fewstep.core.recipes.consistency import Consistency, ConsistencyConfig
@@ -27,7 +25,6 @@ from fewstep.core.recipes.weights import average_weights, copy_weights
 from fewstep.core.rng import Rng
 from fewstep.core.sampling import initial_state
 from fewstep.core.solvers import Move
-from fewstep.core.tensors import expand_to, precise
 from fewstep.video.appearance.discriminator import conv_discriminator
 from fewstep.video.motion.head import MotionHead, head_deviation
 from fewstep.video.motion.representation import MotionConfig, Represent, motion_consistency_loss, represent
@@ -39,11 +36,10 @@ class MotionConsistencyConfig(ConsistencyConfig):
     """Settings of motion-consistency distillation, besides those of consistency distillation; defaults of MCM's code.
 
     ``guidance_scale`` to ``guidance_max``: MCM draws w in [5, 15], scales of 6 to 16. ``tell_guidance``: give the
-    student the drawn scale (MCM's adapters are not told). ``time_scale``: of the ``lcm`` boundary, the same when
-    sampling. ``motion``: what the loss is taken on; ``motion_weight`` of that loss; ``clip_weight`` of the same loss on
-    the clip itself (0: left out). ``self_share``: of the steps whose trajectories start from the student's own one-step
-    samples, one draw per step. ``noise_at_top``: states at the greatest time are pure noise, as in sampling.
-    ``appearance``: the frame discriminator.
+    student the drawn scale (MCM's adapters are not told). ``motion``: what the loss is taken on; ``motion_weight`` of
+    that loss; ``clip_weight`` of the same loss on the clip itself (0: left out). ``self_share``: of the steps whose
+    trajectories start from the student's own one-step samples, one draw per step. ``noise_at_top``: states at the
+    greatest time are pure noise, as in sampling. ``appearance``: the frame discriminator.
     """
 
     boundary: Literal["edm", "lcm", "jump"] = "lcm"
@@ -64,7 +60,6 @@ class MotionConsistencyConfig(ConsistencyConfig):
         check(
             self.mode == "distillation", "motion-consistency needs a teacher: use recipe 'consistency' to train alone"
         )
-        check(self.time_scale > 0, f"time_scale must be positive, got {self.time_scale:g}")
         check(0 <= self.self_share <= 1, f"self_share must lie in [0, 1], got {self.self_share:g}")
         for name in ("motion_weight", "clip_weight"):
             check(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name):g}")
@@ -92,27 +87,6 @@ class MotionConsistencyConfig(ConsistencyConfig):
     def student_condition(self, cond: Cond) -> Cond:
         """Return the condition without a scale the student is not told."""
         return cond if self.tell_guidance else {name: value for name, value in cond.items() if name != "guidance"}
-
-
-class LatentConsistencyFunction(Denoiser):
-    """``f = c_skip x_t + c_out x0`` with LCM's scalings at any time scale (arXiv 2310.04378)."""
-
-    def __init__(self, inner: Denoiser, sigma_data: float, time_scale: float) -> None:
-        check(
-            inner.process.discrete, "the lcm boundary needs a table of noise levels: set recipe.boundary to edm or jump"
-        )
-        self.inner, self.process = inner, inner.process
-        self.sigma_data, self.time_scale = sigma_data, time_scale
-
-    def predict(self, x_t: Float[Tensor, "b *d"], t: Float[Tensor, " b"], cond: Cond) -> Prediction:
-        """Return ``f`` as an x0 prediction."""
-        skip, out = lcm_scalings(t, self.process, self.sigma_data, self.time_scale)
-        x0 = self.inner.x0(x_t, t, cond)
-        return Prediction(expand_to(skip, x0) * precise(x_t) + expand_to(out, x0) * x0, Kind.X0)
-
-    def null(self, cond: Cond) -> Cond:
-        """Return the inner denoiser's unconditional condition."""
-        return self.inner.null(cond)
 
 
 class _Start(NamedTuple):
@@ -163,13 +137,6 @@ class MotionConsistency(Consistency):
         if config.appearance.weight == 0:
             return (student,)
         return (student, Phase("discriminator", ("discriminator",)))
-
-    @classmethod
-    def student_view(cls, config: MotionConsistencyConfig, student: Denoiser) -> Denoiser:  # type: ignore[override]
-        """Return the consistency function (the student itself for jumps)."""
-        if config.boundary == "lcm":
-            return LatentConsistencyFunction(student, config.sigma_data, config.time_scale)
-        return super().student_view(config, student)
 
     def loss(self, phase: str, batch: Batch, rng: Rng, step: int) -> LossTerms:
         """Return the loss of the student, or of the discriminator."""
@@ -257,4 +224,4 @@ class MotionConsistency(Consistency):
             average_weights(self.actors.module("motion_head_average"), self.actors.module("motion_head"), decay)
 
 
-__all__ = ["LatentConsistencyFunction", "MotionConsistency", "MotionConsistencyConfig"]
+__all__ = ["MotionConsistency", "MotionConsistencyConfig"]
