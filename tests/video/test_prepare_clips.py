@@ -258,7 +258,7 @@ def test_a_video_damaged_in_one_place_gives_its_other_clips_in_whatever_order_th
     whole = write(tmp_path / "whole.mkv", numbered(90), "libx264", g="6", bf="0")
     root = tmp_path / "videos"
     root.mkdir()
-    flipped(root / "0.mkv", whole, inside_a_packet(whole, 40))
+    flipped(root / "0.mkv", whole, inside_a_packet(whole, 44, 0.02))
     (root / "0.txt").write_text("half of it")
     given = {"per_video": 8, "max_bad_share": 1.0}
     alone = []
@@ -268,7 +268,7 @@ def test_a_video_damaged_in_one_place_gives_its_other_clips_in_whatever_order_th
             alone.append(index)
         except Damaged:
             continue
-    assert 1 < len(alone) < 7
+    assert 1 < len(alone) < 8
     made = run(root, tmp_path / "out", 2, **given)
     assert len(made.refused) == 1
     kept = [load_file(file)["samples"].tolist() for file in sorted((tmp_path / "out").glob("latents-*"))]
