@@ -283,9 +283,13 @@ def test_worlds_that_cannot_be_drawn_are_refused(tmp_path, capsys, options, mess
 
 
 @pytest.mark.skipif(not PANCAKE.is_file(), reason="the shared data are not here")
-def test_the_shared_clip_is_prepared(tmp_path):
+@pytest.mark.parametrize("name", ["wan", "modelscope"])
+def test_the_shared_clip_is_prepared(tmp_path, name):
     data = captioned(tmp_path / "data", PANCAKE)
-    assert prepare(data, tmp_path / "out", "--fps", 8, "--clips-per-video", 2) == 0
-    found = Prepared(tmp_path / "out", teacher("wan"))
+    # the last one given counts
+    assert prepare(data, tmp_path / "out", "--fps", 8, "--clips-per-video", 2, "--teacher", f"tiny:{name}") == 0
+    found = Prepared(tmp_path / "out", teacher(name))
     assert len(found) == 2
-    assert float(found.latents([0, 1])[1].std()) > 1e-3
+    latents = found.latents([0, 1])[1]
+    assert latents.shape[1:] == teacher(name).shape
+    assert float(latents.std()) > 1e-3

@@ -9,10 +9,10 @@ import torch
 from core.model_bed import teacher
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from video.reading_bed import numbered, truncated, write
+from video.reading_bed import flipped, inside_a_packet, numbered, truncated, write
 
 from fewstep.core.data.cache import CacheWriter, read_index
-from fewstep.core.data.encoding import in_pieces
+from fewstep.core.data.damage import Damaged
 from fewstep.core.data.prepare import prepare
 from fewstep.core.data.prepared import Prepared
 from fewstep.core.data.samples import CentreCrops, Samples
@@ -217,18 +217,17 @@ def test_data_that_moved_are_the_same_data(root, tmp_path):
     assert moved.identity != samples(root, interval=3).identity
 
 
-def test_long_clips_are_encoded_in_pieces_of_bounded_size():
-    clip, seen = torch.arange(2.0 * 3 * 21 * 4 * 4).view(2, 3, 21, 4, 4), []
-
-    def encode(pixels):
-        seen.append(pixels.shape[2])
-        return pixels[..., ::2, ::2] * 3
-
-    assert torch.equal(in_pieces(encode, clip, 8), clip[..., ::2, ::2] * 3)
-    assert seen == [8, 8, 5]
-    in_pieces(encode, clip, 0)
-    in_pieces(encode, clip[:, :, 0], 8)
-    assert seen[3:] == [21, 4]
+def test_a_long_clip_is_encoded_in_pieces_by_autoencoders_of_pictures_and_of_videos():
+    """What an encoder sees at a time does not grow with the clip, and pieces give what the whole would."""
+    for name, frames in (("modelscope", 48), ("wan", 49)):
+        codec, seen = teacher(name).vae(), []
+        codec.vae.encoder.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0][:, 0].numel()))
+        clip = torch.linspace(-1, 1, 3 * frames * 16 * 16).view(1, 3, frames, 16, 16)
+        latents = codec.encode(clip)
+        assert max(seen) <= 16 * 16 * 16, name
+        assert len(seen) >= 3
+        first = codec.encode(clip[:, :, :9])
+        assert_close(latents[:, :, : first.shape[2]], first, atol=1e-4, rtol=1e-4)
 
 
 def test_the_dry_run_says_disk_and_time_and_writes_nothing(root, folder, tmp_path):
@@ -253,3 +252,29 @@ def test_pictures_are_samples_as_before(tmp_path):
     assert crops.identity == pictures.identity
     assert crops.pixels(1).shape == (3, 8, 8)
     assert float(crops.pixels(1).min()) < 0
+
+
+def test_a_video_damaged_in_one_place_gives_its_other_clips_in_whatever_order_they_are_made(tmp_path):
+    whole = write(tmp_path / "whole.mkv", numbered(90), "libx264", g="6", bf="0")
+    root = tmp_path / "videos"
+    root.mkdir()
+    flipped(root / "0.mkv", whole, inside_a_packet(whole, 44, 0.02))
+    (root / "0.txt").write_text("half of it")
+    given = {"per_video": 8, "max_bad_share": 1.0}
+    alone = []
+    for index in range(8):
+        try:
+            samples(root, **given).pixels(index)
+            alone.append(index)
+        except Damaged:
+            continue
+    assert 1 < len(alone) < 8
+    made = run(root, tmp_path / "out", 2, **given)
+    assert len(made.refused) == 1
+    kept = [load_file(file)["samples"].tolist() for file in sorted((tmp_path / "out").glob("latents-*"))]
+    assert [index for shard in kept for index in shard] == alone
+    before = files(tmp_path / "out")
+    for lost in ("latents-00000.safetensors", "latents-00003.safetensors"):
+        (tmp_path / "out" / lost).unlink()
+        run(root, tmp_path / "out", 2, **given)
+        assert files(tmp_path / "out") == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ from torch import Tensor
 from fewstep.core.data.captioned import digest_of
 from fewstep.core.data.prompts import read_prompts
 from fewstep.core.errors import check
-from fewstep.core.image.preparing import run_preparation
+from fewstep.core.image.preparing import Count, default_name, find_teacher, run_preparation
 from fewstep.core.models.loading import Teacher
+from fewstep.core.tensors import find_device
 from fewstep.video.clip_source import open_clips, to_pixels
+from fewstep.video.precomputed import is_precomputed, open_precomputed, prepare_precomputed
 from fewstep.video.reading.dataset import Clips
 from fewstep.video.reading.layouts import means_videos
 from fewstep.video.reading.sampling import ClipConfig
 
 # options that say how clips are cut, which prompts have no use for
 CUTTING = ("fps", "interval", "start", "short", "crop", "flip", "clips_per_video", "reader")
+UNUSED = (*CUTTING, "sample_steps", "list_refused")
 
 
 class ClipSamples:
@@ -54,7 +58,35 @@ class ClipSamples:
 
 def prepare_videos(args: Namespace) -> None:
     """Run ``fewstep video prepare``."""
-    run_preparation(args, lambda teacher: find_data(args, teacher))
+    if is_precomputed(args.data) and not args.prompts:
+        import_latents(args)
+    else:
+        run_preparation(args, lambda teacher: find_data(args, teacher))
+
+
+def import_latents(args: Namespace) -> None:
+    """Make prepared data of latents that were computed elsewhere."""
+    given = next((option for option in UNUSED if getattr(args, option) not in (None, False)), "")
+    check(
+        not given, f"--{given.replace('_', '-')}: {args.data} holds latents, which are taken as they are; leave it out"
+    )
+    teacher = find_teacher(args)
+    out = args.out or Path("prepared") / default_name(args.data, args.teacher)
+    count = Count(sys.stderr)
+    try:
+        cost = prepare_precomputed(
+            teacher,
+            open_precomputed(args.data, args.column),
+            out,
+            samples_per_shard=args.samples_per_shard,
+            dtype=args.dtype,
+            device=find_device(args.device),
+            progress=count,
+            dry_run=args.dry_run,
+        )
+    finally:
+        count.close()
+    sys.stdout.write(f"{out}: {cost}\n")
 
 
 def find_data(args: Namespace, teacher: Teacher) -> ClipSamples | list[str]:
@@ -87,9 +119,6 @@ def clip_config(args: Namespace, teacher: Teacher) -> ClipConfig:
 
 def draw_world(args: Namespace) -> None:
     """Run ``fewstep video draw``."""
-    import sys
-
-    from fewstep.core.image.preparing import Count
     from fewstep.video.world import HIGH, LOW, DrawnWorld, WorldConfig, write_world
 
     qualities = {"low": LOW, "high": HIGH}

@@ -8,7 +8,7 @@ from pathlib import Path
 from fewstep.core.image.verbs import positive_of, prepare_arguments, size_of
 from fewstep.core.verb import Verb
 
-DATA = "a folder of captioned videos, a table of them, webdataset archives, or prompts"
+DATA = "a folder of captioned videos, a table of them, webdataset archives, latents.jsonl, or prompts"
 
 
 def _rate(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Latents of samples: read ahead of the autoencoder, and encoded in pieces, so that long clips fit."""
+"""Latents of samples: read ahead of the autoencoder, and written shard by shard."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core.data.cache import LATENTS, SAMPLES, CacheWriter
 from fewstep.core.data.damage import Damaged
 from fewstep.core.data.samples import Samples
 from fewstep.core.models.loading import Teacher
-from fewstep.core.models.video import VideoFamily
 
-FRAMES = 16  # of a clip at a time, for autoencoders of pictures; those of videos cut clips themselves
 AHEAD = 1  # batches read while one is encoded
 
 Item = TypeVar("Item")
@@ -50,7 +47,7 @@ def write_latents(
     missing = writer.missing("latents")
     if not missing:
         return
-    codec, frames = teacher.vae(dtype).to(device), frames_at_a_time(teacher)
+    codec = teacher.vae(dtype).to(device)
     batches = [
         range(first, min(first + batch, stop)) for _, start, stop in missing for first in range(start, stop, batch)
     ]
@@ -64,7 +61,7 @@ def write_latents(
             shown += found.samples
             refused |= found.refused
             if found.pixels:
-                latents.append(in_pieces(codec.encode, torch.stack(found.pixels), frames).to(dtype).cpu())
+                latents.append(codec.encode(torch.stack(found.pixels)).to(dtype).cpu())
             progress(samples.kind, min(first + batch, stop), len(samples))
         written = {LATENTS: torch.cat(latents), SAMPLES: torch.tensor(shown, dtype=torch.int64)}
         writer.write("latents", name, written, refused)
@@ -100,23 +97,6 @@ def ahead(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]
         pool.shutdown(cancel_futures=True)
 
 
-def frames_at_a_time(teacher: Teacher) -> int:
-    """Return how many frames of a clip to encode at a time; 0 where the autoencoder looks at frames together."""
-    if not isinstance(teacher.family, VideoFamily):
-        return 0
-    vae = teacher.folder.config("vae") if teacher.folder.has("vae") else None
-    return FRAMES if teacher.family.time_compression(vae) == 1 else 0
-
-
-def in_pieces(
-    encode: Callable[[Tensor], Tensor], pixels: Float[Tensor, "b c *s"], frames: int
-) -> Float[Tensor, "b *d"]:
-    """Return latents of pixels in [-1, 1]; of clips "b c f h w" ``frames`` at a time, 0 for all of them."""
-    if pixels.ndim < 5 or frames == 0:
-        return encode(pixels)
-    return torch.cat([encode(some) for some in torch.split(pixels, frames, 2)], 2)
-
-
 def seconds_per_sample(teacher: Teacher, samples: Samples, dtype: torch.dtype, device: torch.device | str) -> float:
     """Return how long one sample takes, measured on the first that can be read; 0 where none can.
 
@@ -125,11 +105,11 @@ def seconds_per_sample(teacher: Teacher, samples: Samples, dtype: torch.dtype, d
     index = next((i for i in range(len(samples)) if read(samples, [i]).samples), None)
     if index is None:
         return 0.0
-    codec, frames = teacher.vae(dtype).to(device), frames_at_a_time(teacher)
+    codec = teacher.vae(dtype).to(device)
     since = time.perf_counter()
     pixels = torch.stack(read(samples, [index]).pixels)
     reading = time.perf_counter() - since
-    in_pieces(codec.encode, pixels, frames).cpu()
+    codec.encode(pixels).cpu()
     since = time.perf_counter()
-    in_pieces(codec.encode, pixels, frames).cpu()  # waits for the device
+    codec.encode(pixels).cpu()  # waits for the device
     return max(reading, time.perf_counter() - since)

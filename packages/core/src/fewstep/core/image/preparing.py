@@ -71,11 +71,15 @@ def prepare_data(args: Namespace) -> None:
     run_preparation(args, find)
 
 
+def find_teacher(args: Namespace) -> Teacher:
+    """Return the teacher that the arguments name, at the size they give."""
+    size = Size(*args.size) if args.size else None
+    return Teacher.find(args.teacher, size=size, revision=args.revision, variant=args.variant, negative=args.negative)
+
+
 def run_preparation(args: Namespace, find: Callable[[Teacher], Samples | Captioned | list[str]]) -> None:
     """Prepare what ``find`` makes of the arguments for a teacher; say what it takes and what was refused."""
-    size = Size(*args.size) if args.size else None
-    options = {"revision": args.revision, "variant": args.variant, "negative": args.negative}
-    teacher = Teacher.find(args.teacher, size=size, **options)
+    teacher = find_teacher(args)
     sampling = _sampling(args, teacher)
     data = find(teacher)
     check(
