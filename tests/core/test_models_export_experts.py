@@ -80,7 +80,7 @@ def test_an_expert_that_has_not_started_is_not_written(tmp_path):
 
 def test_two_experts_are_no_lora_file(tmp_path):
     student, plan = student_of("wan", CASES["wan"])
-    with pytest.raises(UserError, match="two experts are no LoRA file.*--as pipeline"):
+    with pytest.raises(UserError, match=r"two experts are no LoRA file.*--as pipeline"):
         export_lora(student, plan, tmp_path / "lora", CARD, found_teacher("wan"))
     assert not (tmp_path / "lora").exists()
 
@@ -111,8 +111,4 @@ def test_a_network_of_no_pipeline_is_refused():
     with pytest.raises(UserError, match="no part of a diffusers pipeline"):
         second_expert(routed, (0.9, 0.5))
     with pytest.raises(UserError, match="no part of a diffusers pipeline"):
-        second_expert(replace_low(routed, denoiser), (0.9, 0.5))
-
-
-def replace_low(routed: RoutedExperts, low) -> RoutedExperts:
-    return RoutedExperts(routed.high, low, routed.cut)
+        second_expert(RoutedExperts(experts, denoiser, 0.5), (0.9, 0.5))
