@@ -111,8 +111,4 @@ def test_a_network_of_no_pipeline_is_refused():
     with pytest.raises(UserError, match="no part of a diffusers pipeline"):
         second_expert(routed, (0.9, 0.5))
     with pytest.raises(UserError, match="no part of a diffusers pipeline"):
-        second_expert(replace_low(routed, denoiser), (0.9, 0.5))
-
-
-def replace_low(routed: RoutedExperts, low) -> RoutedExperts:
-    return RoutedExperts(routed.high, low, routed.cut)
+        second_expert(RoutedExperts(experts, denoiser, 0.5), (0.9, 0.5))

@@ -181,7 +181,9 @@ def test_nothing_to_tell_apart_where_jump_and_target_agree():
     assert recipe.judge.terms(ends, cond, rng)["features"].tolist() == [0, 0]
     terms = recipe.judge.discriminator_terms(ends, cond, rng)
     assert torch.equal(terms.metrics["real_logit"], terms.metrics["fake_logit"])
-    moved = Ends(x + 1, x, ends.end)
+    moved = Ends((x + 1).requires_grad_(), x, ends.end)
+    recipe.judge.discriminator_terms(moved, cond, rng).total().sum().backward()
+    assert moved.made.grad is None
     assert (recipe.judge.terms(moved, cond, rng)["features"] > 0).all()
 
 
@@ -198,8 +200,8 @@ def test_samples_are_judged_at_levels_below_the_cut(how):
         "exact": (level**2 - (ratio.flatten().double() * e) ** 2).clamp_min(0).sqrt(),
         "linear": (level - e) / (1 - e),
     }
-    spread = real.flatten(1).double().square().mean(1).sqrt()
-    assert_close(spread, size[how], rtol=0.25, atol=1e-6)
+    eps = rng.normal("adversarial/eps", recipe.actors.shape)
+    assert_close(real, size[how].float().reshape(-1, 1, 1, 1, 1) * eps, rtol=1e-4, atol=1e-6)
     assert float(level.max()) < recipe.grid.cut
     assert float(level.min()) == pytest.approx(e)
 
