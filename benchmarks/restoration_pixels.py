@@ -1,8 +1,8 @@
 """What restoring a picture costs: seconds against pixels, peak memory, and tiles against the picture in one piece.
 
-    python benchmarks/restoration_pixels.py [--model photos-student] [--sides 256,512,1024,2048] [--large]
+    python benchmarks/restoration_pixels.py [--model photos-student] [--sides 256,512,1024,2048] [--large] [--color-fix lab]
 
-Every picture is restored by a process of its own, x4, with the wavelet fix, and written as PNG. The floor of the time
+Every picture is restored by a process of its own, x4, with the wavelet fix or another, and written as PNG. The floor of the time
 is the network on the bare pixels, once: what is above it is overlaps, colours, quantising and writing. ``--large`` adds
 4096 x 3072 pixels, which come out as 16384 x 12288.
 """
@@ -48,7 +48,7 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
     restorer = Restorer.load(args.model)
     restorer(picture.colours[None, :, :64, :64], SCALE)  # what is set up once
     began = time.perf_counter()
-    done = upscale(picture, restorer, UpscaleConfig(scale=SCALE, tile=args.tile))
+    done = upscale(picture, restorer, UpscaleConfig(scale=SCALE, tile=args.tile, colour_fix=args.color_fix))
     restored = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         write_picture(Path(folder) / "x.png", done.raster)
@@ -58,9 +58,9 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
     return found | {"peak GiB": peak}
 
 
-def child(model: str, height: int, width: int, tile: int | None = None) -> dict[str, Any]:
+def child(model: str, height: int, width: int, fix: str, tile: int | None = None) -> dict[str, Any]:
     """Return what :func:`one` finds in a process of its own."""
-    command = [sys.executable, __file__, "--model", model, "--one", str(height), str(width)]
+    command = [sys.executable, __file__, "--model", model, "--color-fix", fix, "--one", str(height), str(width)]
     command += [] if tile is None else ["--tile", str(tile)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--model", default="photos-student")
     parser.add_argument("--sides", default="256,512,1024,2048")
     parser.add_argument("--large", action="store_true")
+    parser.add_argument("--color-fix", default="wavelet")
     parser.add_argument("--one", nargs=2, type=int)
     parser.add_argument("--tile", type=int)
     args = parser.parse_args()
@@ -83,7 +84,7 @@ def main() -> None:
     sizes = [(int(side), int(side)) for side in args.sides.split(",")] + ([(3072, 4096)] if args.large else [])
     rows = []
     for height, width in sizes:
-        found = child(args.model, height, width)
+        found = child(args.model, height, width, args.color_fix)
         pixels = height * width
         rows.append({"input": f"{width}x{height}", **found, "us/pixel": 1e6 * found["restore s"] / pixels})
         print(f"{width}x{height}: {found['restore s']:.1f} s", file=sys.stderr)
@@ -92,9 +93,13 @@ def main() -> None:
     x, y = (sum(v) / len(logs) for v in zip(*logs, strict=True))
     slope = sum((a - x) * (b - y) for a, b in logs) / sum((a - x) ** 2 for a, _ in logs)
     print(f"slope of log seconds against log pixels: {slope:.3f} (1 is linear)")
-    whole, tiled = (min(child(args.model, WHOLE, WHOLE, tile)["restore s"] for _ in range(3)) for tile in (0, 512))
+    whole, tiled = (
+        min(child(args.model, WHOLE, WHOLE, args.color_fix, tile)["restore s"] for _ in range(3)) for tile in (0, 512)
+    )
     print(f"{WHOLE}x{WHOLE} in tiles of 512 against one piece: {tiled / whole:.2f} ({tiled:.2f} s and {whole:.2f} s)")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, model {args.model}, x{SCALE}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, model {args.model}, x{SCALE}, {args.color_fix}"
+    )
 
 
 if __name__ == "__main__":
