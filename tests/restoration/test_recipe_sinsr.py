@@ -153,7 +153,7 @@ def inverse_of(denoiser, x0=CLEAN):
 
 @pytest.mark.parametrize("std", [0.1, 0.5])
 def test_of_a_network_of_residuals_the_start_is_read_from_its_noise(std):
-    """Its say is sigma_T alpha s / l of its output, near sigma_T = 1.98; of the clean sample it would be sigma s / l."""
+    """By sigma_T alpha s / l, nearly sigma_T, of its output; by way of the clean sample it would be sigma s / l."""
     r, sigma, alpha = CLEAN - ANCHOR, 2 * 0.02, 1 - 0.02**2
     length = (alpha**2 * std**2 + sigma**2) ** 0.5
     silent, loud = (inverse_of(ResidualDenoiser(Back(0, 0, c), PROCESS, std)) for c in (0.0, 1.0))

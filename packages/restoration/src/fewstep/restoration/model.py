@@ -47,7 +47,8 @@ class Model:
         """Return what ``model.json`` says besides the network."""
         # where its autoencoder lay is nobody's business: a copy goes along
         space = asdict(self.space_config) | ({} if self.space_config.kind == "pixel" else {"path": AUTOENCODER})
-        return {"scales": list(self.scales), "process": asdict(self.process), "space": space}
+        facts = {"scales": list(self.scales), "process": asdict(self.process), "space": space}
+        return facts if self.noise == 1 else facts | {"noise": self.noise}
 
 
 def shipped() -> list[str]:
