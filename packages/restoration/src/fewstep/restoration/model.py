@@ -67,7 +67,7 @@ def find_model(name: str) -> Path:
             return folder
     if (given / "checkpoints").is_dir():
         raise UserError(f"{name}: this run has exported nothing yet; run `fewstep restoration export {name}` first")
-    raise UserError(f"no model '{name}': {nearest(name, shipped())} Or give the path of a folder")
+    raise UserError(f"no model '{name}': give the path of a folder, or a name ({nearest(name, shipped())})")
 
 
 def fresh_network(
