@@ -3,8 +3,10 @@
     python benchmarks/restoration_students.py [--out runs/bench-restoration] [--steps 300] [--only tad-sr,sinsr]
 
 Three rows take TAD-SR apart: the regression alone, with the score difference, with the adversarial term as well. The
-floor is the teacher in fifteen steps; its own single step has the best PSNR, as the mean of all answers must. Runs that
-are there already are measured and not trained again.
+floor is the teacher in fifteen steps; its own single step has the best PSNR, as the mean of all answers must. "yonos"
+is one link of scale distillation, x2 to x4, beside "direct", the same training on the truth; both are diffusion models
+and are measured in one step. InstaRevive's restorer alone is bicubic enlargement here: nothing is put before its
+student. Runs that are there already are measured and not trained again.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from fewstep.core.cli.training import train_new
 from fewstep.core.errors import check, nearest
 from fewstep.restoration.cli.evaluating import MEASURES, evaluate
 
+# what scale distillation is measured against: the same network, steps and rate on the truth instead of the teacher
+DIRECT = ("domain.scales=[4]", "train.batch=8", "optim.lr=5e-5", "optim.warmup=50", "optim.schedule=constant")
 STUDENTS = {
     "tad-sr-regression": ("tad-sr-photos", ("recipe.hsd_weight=0", "recipe.gan_weight=0")),
     "tad-sr-score": ("tad-sr-photos", ("recipe.gan_weight=0",)),
@@ -28,7 +32,10 @@ STUDENTS = {
     "vsd": ("vsd-photos", ()),
     "consistency": ("consistency-photos", ()),
     "instarevive": ("instarevive-photos", ()),
+    "yonos": ("yonos-photos", ()),
+    "direct": ("teacher-photos", ("recipe.init=teacher", "domain.teacher=photos", *DIRECT)),
 }
+ONE = {"yonos": "@1", "direct": "@1"}
 
 
 def trained(name: str, out: Path, steps: int) -> str:
@@ -39,7 +46,7 @@ def trained(name: str, out: Path, steps: int) -> str:
         short = [f"train.steps={steps}", "train.ema.decay=0.98", "train.eval_every=0", "train.preview_every=0"]
         train_new(Namespace(config=config, overrides=[*short, *own], domain="restoration", print_config=False, out=run))
         export(Namespace(run=run, out=None, form=None, steps=None, push=None))
-    return str(run)
+    return str(run) + ONE.get(name, "")
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def test_latents_are_trained_on_and_their_decoder_is_tuned(tmp_path: Path, autoe
     settings = (*QUICK, *small, *space, "domain.scales=[4]", "train.sample_steps=[2]", "domain.process.steps=4")
     assert restoration("train", "--config", "teacher-photos", "--out", teacher, *settings) == 0
     assert restoration("export", teacher) == 0
-    settings = (*QUICK, "domain.data.crop=32", "domain.scales=[4]", f"domain.teacher={teacher}")
+    settings = (*QUICK, "domain.data.crop=32", "domain.scales=[4]", f"domain.teacher={teacher}", "domain.noise=0.25")
     assert restoration("train", "--config", "sinsr-photos", "--out", student, *settings) == 0
     assert restoration("export", student) == 0
     before = restored(student)
@@ -99,7 +99,9 @@ def test_latents_are_trained_on_and_their_decoder_is_tuned(tmp_path: Path, autoe
     assert restoration("train", "--config", "decoder-latents", "--out", decoder, *settings) == 0
     assert restoration("export", decoder) == 0
     assert not torch.allclose(restored(decoder), before, atol=1e-3)
-    networks = [load_model(str(run)).denoiser.backbone.state_dict() for run in (student, decoder)]
+    models = [load_model(str(run)) for run in (student, decoder)]
+    assert [model.noise for model in models] == [0.25, 0.25]
+    networks = [model.denoiser.backbone.state_dict() for model in models]
     assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from fewstep.restoration.data import photos
 from fewstep.restoration.degradations import imresize
 from fewstep.restoration.domain import DOMAIN
 from fewstep.restoration.metrics import psnr_y
-from fewstep.restoration.model import load_model
+from fewstep.restoration.model import SHIPPED, load_model
 from fewstep.restoration.restorer import Restorer
 
 SMALL = (
@@ -136,16 +137,30 @@ def test_networks_start_from_a_teacher_that_is_named(tmp_path: Path, capsys) -> 
         ("domain.space.kind=vq", "path"),
         ("domain.network.local.widths=[]", "widths"),
         ("domain.milder_scale=3", "milder_scale"),
+        ("domain.noise=1.5", "domain.noise"),
+        ("domain.teacher=tiny:sd domain.noise=0.5", "no place"),
         ("domain.data.degradation=blur", "unknown"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_in_one_line(
     setting: str, message: str, tmp_path: Path, capsys
 ) -> None:
-    assert restoration("train", "--config", "teacher-photos", "--out", tmp_path / "run", setting) == 2
+    assert restoration("train", "--config", "teacher-photos", "--out", tmp_path / "run", *setting.split()) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_the_shipped_student_s_file_is_what_its_command_writes(tmp_path: Path) -> None:
+    small = ("train.steps=1", "train.batch=1", "domain.data.crop=48", "train.eval_every=0", "train.preview_every=0")
+    assert restoration("train", "--config", "tad-sr-photos", "--out", tmp_path / "run", *small) == 0
+    assert restoration("export", tmp_path / "run", "--as", "half") == 0
+    made, shipped = (
+        json.loads((folder / "model.json").read_text())
+        for folder in (tmp_path / "run/export", SHIPPED / "photos-student")
+    )
+    assert made == shipped
+    assert Restorer.load("photos-student").noise == made["noise"] < 1
 
 
 @pytest.mark.parametrize("config", sorted(file.stem for file in DOMAIN.configs.glob("*.yaml")))

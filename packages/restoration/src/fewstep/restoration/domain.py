@@ -157,10 +157,14 @@ def find_teacher(config: RestorationConfig, specs: Sequence[RoleSpec], seed: int
     Raises UserError for roles that start from a teacher where none is named, and for what cannot be loaded.
     """
     if config.teacher and is_stable(config.teacher):
+        check(
+            config.noise == 1, "domain.noise: a pipeline of Stable Diffusion has no place to recommend it in: leave 1"
+        )
         return load_stable(config.teacher, config.scales, config.prompt or None), config.teacher
     if config.teacher:
         model = load_model(config.teacher)
-        return replace(model, scales=config.scales), config.teacher
+        noise = model.noise if config.student == "decoder" else config.noise
+        return replace(model, scales=config.scales, noise=noise), config.teacher
     starts = [spec.name for spec in specs if spec.kind == "denoiser" and spec.init != "fresh"]
     check(
         not starts,
@@ -169,7 +173,9 @@ def find_teacher(config: RestorationConfig, specs: Sequence[RoleSpec], seed: int
     space = open_space(config.space)
     network = fresh_network(config.network, space, config.data.crop, seed)
     denoiser = read_network(network, config.process, pixels=config.space.kind == "pixel")
-    return Model(denoiser, space, config.scales, config.process, config.space), "none: networks start untrained"
+    return Model(
+        denoiser, space, config.scales, config.process, config.space, noise=config.noise
+    ), "none: networks start untrained"
 
 
 def _fresh(config: RestorationConfig, model: Model, seed: int) -> NetworkDenoiser:

@@ -47,7 +47,8 @@ class Model:
         """Return what ``model.json`` says besides the network."""
         # where its autoencoder lay is nobody's business: a copy goes along
         space = asdict(self.space_config) | ({} if self.space_config.kind == "pixel" else {"path": AUTOENCODER})
-        return {"scales": list(self.scales), "process": asdict(self.process), "space": space}
+        facts = {"scales": list(self.scales), "process": asdict(self.process), "space": space}
+        return facts if self.noise == 1 else facts | {"noise": self.noise}
 
 
 def shipped() -> list[str]:
@@ -66,7 +67,7 @@ def find_model(name: str) -> Path:
             return folder
     if (given / "checkpoints").is_dir():
         raise UserError(f"{name}: this run has exported nothing yet; run `fewstep restoration export {name}` first")
-    raise UserError(f"no model '{name}': {nearest(name, shipped())} Or give the path of a folder")
+    raise UserError(f"no model '{name}': give the path of a folder, or a name ({nearest(name, shipped())})")
 
 
 def fresh_network(

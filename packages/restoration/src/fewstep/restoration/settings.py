@@ -105,7 +105,8 @@ class RestorationConfig:
     weights); empty when a teacher is trained from ``network``, ``process`` and ``space``, which otherwise are the
     teacher's own. ``prompt``: what a Stable Diffusion teacher is told. ``targets``: a folder that
     `fewstep restoration prepare-targets` wrote, trained on in the place of ``data``. ``student``: ``denoiser``, or
-    ``decoder`` for the recipe that tunes the autoencoder's.
+    ``decoder`` for the recipe that tunes the autoencoder's. ``noise``: the strength, 0 to 1, that what is exported
+    recommends to start from; training knows nothing of it, and a tuned decoder keeps its student's.
     """
 
     data: DataConfig = DataConfig()
@@ -115,6 +116,7 @@ class RestorationConfig:
     prompt: str = ""
     targets: str = ""
     student: Literal["denoiser", "decoder"] = "denoiser"
+    noise: float = 1.0
     space: SpaceConfig = SpaceConfig()
     network: NetworkConfig = NetworkConfig()
     process: ProcessConfig = ProcessConfig()
@@ -128,6 +130,7 @@ class RestorationConfig:
         check(
             all(a < b for a, b in itertools.pairwise(self.scales)), f"domain.scales must rise, got {list(self.scales)}"
         )
+        check(0 <= self.noise <= 1, f"domain.noise is a strength of 0 to 1, got {self.noise:g}")
         for scale in self.scales:
             check(
                 self.milder_scale == 0 or (self.milder_scale < scale and scale % self.milder_scale == 0),

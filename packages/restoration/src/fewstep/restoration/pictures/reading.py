@@ -77,6 +77,8 @@ def _opened(path: Path) -> Iterator[Any]:
                 yield opened
     except UnidentifiedImageError as error:
         raise UserError(f"{path} is not an image; read are {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:  # Pillow's own bound, before a size is known here
+        raise UserError(f"{path} claims more pixels than the {MAX_PIXELS} that are read: cut it into parts") from error
     except DAMAGED as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise UserError(f"{path} cannot be read ({reason or type(error).__name__}): give a whole image file") from error

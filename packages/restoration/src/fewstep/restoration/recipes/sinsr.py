@@ -18,11 +18,13 @@ from fewstep.core.check.declarations import Claims
 from fewstep.core.denoiser import Cond
 from fewstep.core.errors import check
 from fewstep.core.losses.distances import l2
-from fewstep.core.prediction import Kind
+from fewstep.core.prediction import Kind, decompose
 from fewstep.core.process import Process, times
 from fewstep.core.recipe import Actors, Batch, LossTerms, Phase, Recipe, RoleSpec, StepPlan
 from fewstep.core.recipes.guided import check_sees_data
 from fewstep.core.rng import Rng
+from fewstep.core.sampling import initial_state
+from fewstep.restoration.process import ResidualDenoiser
 from fewstep.restoration.recipes.rollout import TeacherConfig, start_at_noise, target_of
 
 
@@ -99,15 +101,17 @@ class SinSR(Recipe):
         return LossTerms(terms, {name: weights[name] for name in terms})
 
     def inverse(self, x0: Tensor, cond: Cond) -> Float[Tensor, "b *d"]:
-        """Return the start the student sees behind a sample: its output at the least noise.
+        """Return the start the student sees behind a sample, which it is shown at the least noise.
 
-        Raises UserError for networks that predict something else than x0: their x0 there is hardly theirs to choose.
+        A network whose output is the clean sample gives the start itself, as in the paper. Any other is read for its
+        noise, with which sampling would start: of the clean sample it has hardly a say at that level (a network of
+        residuals 0.04 of its output), of the noise it has nearly all.
         """
-        process, x = self.actors.process, x0.detach().to(self.actors.dtype)
-        found = self.actors.denoiser("student").predict(x, times(process.t_min, len(x), x.device), cond)
-        check(
-            found.kind is Kind.X0,
-            f"recipe '{self.name}': a network that predicts '{found.kind.value}' cannot lead back to noise at t_min: "
-            "set inverse_weight and data_weight to 0, or use one that predicts x0",
-        )
-        return found.value
+        process, student = self.actors.process, self.actors.denoiser("student")
+        x = x0.detach().to(self.actors.dtype)
+        t = times(process.t_min, len(x), x.device)
+        found = student.predict(x, t, cond)
+        if found.kind is Kind.X0 and not isinstance(student, ResidualDenoiser):
+            return found.value
+        noise = decompose(found, x, t, process, cond.get("anchor")).eps
+        return initial_state(process, noise, process.t_max, cond)
