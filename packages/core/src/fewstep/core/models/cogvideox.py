@@ -30,6 +30,7 @@ class CogVideoX(VideoFamily):
     network_classes: ClassVar[tuple[str, ...]] = ("CogVideoXTransformer3DModel",)
     time_embedder: ClassVar[str] = "time_embedding"
     time_proj: ClassVar[str] = "time_proj"
+    input_layer: ClassVar[str] = "patch_embed.proj"
     usual: ClassVar[Size] = Size(480, 720, 49)
 
     def to_pipeline(self, x: Float[Tensor, "b *d"]) -> Tensor:

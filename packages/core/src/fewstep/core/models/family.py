@@ -48,7 +48,8 @@ class Family(ABC):
 
     ``lora_targets``: names or suffixes of layers. ``time_embedder`` and ``time_proj``: the ``TimestepEmbedding`` and
     the sinusoids in front of it. ``sends_sigmas``: the pipeline hands the scheduler an even grid of its own, instead of
-    asking for a number of steps. ``guidance_distilled``: no unconditional prediction; the scale is an input.
+    asking for a number of steps. ``input_layer``: what latents enter by, where it can be widened; channels of latents
+    come first in its input. ``guidance_distilled``: no unconditional prediction; the scale is an input.
     ``stream``: which of a block's outputs is the picture's, where the prompt has one of its own.
     """
 
@@ -64,6 +65,7 @@ class Family(ABC):
     time_proj: ClassVar[str]
     block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     stream: ClassVar[int] = 0
+    input_layer: ClassVar[str] = ""
     sends_sigmas: ClassVar[bool] = False
     guidance_distilled: ClassVar[bool] = False
 

@@ -34,6 +34,7 @@ class HunyuanVideo(VideoFamily):
     )  # fmt: skip
     time_embedder: ClassVar[str] = "time_text_embed.timestep_embedder"
     time_proj: ClassVar[str] = "time_text_embed.time_proj"
+    input_layer: ClassVar[str] = "x_embedder.proj"
     block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks", "single_transformer_blocks")
     sends_sigmas: ClassVar[bool] = True
     guidance_distilled: ClassVar[bool] = True

@@ -30,6 +30,7 @@ class LTX(MomentScaled):
     network_classes: ClassVar[tuple[str, ...]] = ("LTXVideoTransformer3DModel",)
     time_embedder: ClassVar[str] = "time_embed.emb.timestep_embedder"
     time_proj: ClassVar[str] = "time_embed.emb.time_proj"
+    input_layer: ClassVar[str] = "proj_in"
     sends_sigmas: ClassVar[bool] = True
     usual: ClassVar[Size] = Size(512, 704, 161)
 
@@ -89,7 +90,7 @@ class LTX(MomentScaled):
             rope_interpolation_scale=(FRAMES / FRAME_RATE, PIXELS, PIXELS),
             return_dict=False,
         )[0]
-        return self.from_pipeline(out, x.shape[1:])
+        return self.from_pipeline(out, (out.shape[-1], *x.shape[2:]))
 
     def moments(self, vae: Any) -> tuple[Any, Any]:
         """Return means and standard deviations of the autoencoder's latents, one per channel."""

@@ -28,6 +28,7 @@ class UNetFamily(Family):
     )  # fmt: skip
     time_embedder: ClassVar[str] = "time_embedding"
     time_proj: ClassVar[str] = "time_proj"
+    input_layer: ClassVar[str] = "conv_in"
 
     def patch(self, network: Config) -> int:
         """Return how often the U-Net halves its input."""

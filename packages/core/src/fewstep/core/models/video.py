@@ -25,6 +25,10 @@ class VideoFamily(Family):
     # attention and feed-forward: few-step students change how much a layer does, not only where it looks
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
+    def channels(self, network: Config) -> int:
+        """Return the number of channels of a latent: a network may take more, when it is told frames."""
+        return int(network.get("out_channels") or network["in_channels"])
+
     def time_compression(self, vae: Config | None) -> int:
         """Return how many frames a latent frame stands for; the first one stands for one."""
         return int(vae.get("temporal_compression_ratio") or 4) if vae else 1

@@ -30,6 +30,7 @@ class Wan(MomentScaled):
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
     time_embedder: ClassVar[str] = "condition_embedder.time_embedder"
     time_proj: ClassVar[str] = "condition_embedder.timesteps_proj"
+    input_layer: ClassVar[str] = "patch_embedding"
     block_lists: ClassVar[tuple[str, ...]] = ("blocks",)
     usual: ClassVar[Size] = Size(480, 832, 81)
 

@@ -43,6 +43,8 @@ class SharedNetwork:
         self.network: nn.Module = backbone.network if isinstance(backbone, ExtensibleBackbone) else backbone
         self.layers: dict[str, LoraLayer] = {}
         self.active: str | None = None
+        self.strength = 1.0  # of what acts
+        self._scales: dict[str, float] = {}  # alpha/rank of each adapter
         self._acting: list[str] = []  # what PEFT calls the active adapters: one list that all layers refer to
         taken = [name for name, _ in self.network.named_parameters() if ".lora_" in name]
         check(not taken, "this network has LoRA adapters already: merge them, or load the teacher afresh")
@@ -65,6 +67,7 @@ class SharedNetwork:
         for parameter in self.network.parameters():
             parameter.requires_grad_(flags.get(parameter, True))
         self.layers = {key: m for key, m in self.network.named_modules() if isinstance(m, LoraLayer)}
+        self._scales[name] = alpha / rank
         for layer in self.layers.values():  # PEFT gives factors the base's dtype; what trains stays precise
             for factor in FACTORS:
                 if name in (made := getattr(layer, factor)):
@@ -72,31 +75,39 @@ class SharedNetwork:
             layer._active_adapter = self._acting
         self._activate(None)
 
-    def _activate(self, name: str | None) -> None:
+    def _activate(self, name: str | None, strength: float = 1.0) -> None:
+        for touched, factor in ((self.active, 1.0), (name, strength)):
+            if touched is not None and (self.strength, strength) != (1.0, 1.0):
+                for layer in self.layers.values():
+                    if touched in layer.scaling:
+                        layer.scaling[touched] = self._scales[touched] * factor
         self._acting[:] = [] if name is None else [name]
-        self.active = name
+        self.active, self.strength = name, strength
 
     @contextmanager
-    def acting(self, name: str | None) -> Iterator[None]:
-        """Let one adapter act, or none, for what is inside; the one before acts again afterwards, whatever happens."""
-        before = self.active
-        if name != before:
-            self._activate(name)
+    def acting(self, name: str | None, strength: float = 1.0) -> Iterator[None]:
+        """Let one adapter act, or none, for what is inside; the one before acts again afterwards, whatever happens.
+
+        ``strength``: the share of its factors' product that is added to the weights.
+        """
+        before, now = (self.active, self.strength), (name, strength)
+        if now != before:
+            self._activate(*now)
         try:
             yield
         finally:
-            if name != before:
-                self._activate(before)
+            if now != before:
+                self._activate(*before)
 
     def checkpointed(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run a part of the network without keeping activations; its recomputation sees the adapter that acts now.
 
         The recomputation happens in the backward pass, when another role's adapter may act.
         """
-        name = self.active
+        name, strength = self.active, self.strength
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), self.acting(name)
+            return nullcontext(), self.acting(name, strength)
 
         return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
 
@@ -153,7 +164,7 @@ class AdapterView(ExtensibleBackbone):
 
     def __init__(self, shared: SharedNetwork, adapter: str | None, extras: tuple[str, ...] = (), seed: int = 0) -> None:
         super().__init__()
-        self.shared, self.adapter_name = shared, adapter
+        self.shared, self.adapter_name, self.strength = shared, adapter, 1.0
         self.extra_inputs = None
         inner = shared.backbone
         if adapter is not None:
@@ -186,9 +197,19 @@ class AdapterView(ExtensibleBackbone):
         """Return the backbone's raw output with this role's adapter acting."""
         if torch.is_grad_enabled():
             self.shared.guard_checkpointing()
-        with self.shared.acting(self.adapter_name):
+        with self.shared.acting(self.adapter_name, self.strength):
             out: Tensor = self._inner(x, time, cond)
             return out
+
+    def weakened(self, strength: float) -> AdapterView:
+        """Return a view in which the same adapter acts by ``strength``: 1 is this role, 0 the untouched base.
+
+        Raises UserError for a view with extra inputs, which cannot be weakened alike.
+        """
+        check(not self.extras, f"extra inputs {', '.join(self.extras)} cannot act in part: leave them out")
+        view = copy.copy(self)
+        view.strength = strength
+        return view
 
     def train(self, mode: bool = True) -> AdapterView:
         """Switch what behaves differently in training: dropout and extra inputs; factors are linear maps."""

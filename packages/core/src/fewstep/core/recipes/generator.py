@@ -152,6 +152,10 @@ class FakeScoreRecipe(Recipe):
         """Return the teacher under its guidance."""
         return Guided(self.actors.denoiser("teacher"), self.config.guidance_scale)
 
+    def real_score(self) -> Denoiser:
+        """Return what knows the law of data where samples are judged: the teacher, unless a recipe says otherwise."""
+        return self.teacher()
+
     def fake_score(self, name: str = FAKE[0]) -> Denoiser:
         """Return a fake score as it judges, under its guidance if any."""
         return Guided(self.actors.denoiser(name), self.config.fake_guidance_scale)
@@ -163,7 +167,7 @@ class FakeScoreRecipe(Recipe):
         """
         with torch.set_grad_enabled(through):
             with rng.network_noise("dropout"):
-                teacher = self.teacher().x0(at.x_t, at.t, sample.cond)
+                teacher = self.real_score().x0(at.x_t, at.t, sample.cond)
             with rng.network_noise("dropout"):
                 return teacher, self.fake_score().x0(at.x_t, at.t, sample.cond)
 

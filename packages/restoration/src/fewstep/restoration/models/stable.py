@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.core.denoiser import Cond, NetworkDenoiser, Plain
 from fewstep.core.errors import UserError, check
@@ -25,6 +25,7 @@ from fewstep.core.models.files import PipelineFolder
 from fewstep.core.models.loading import Teacher, find_folder
 from fewstep.core.models.sd import StableDiffusion
 from fewstep.core.networks.backbone import entry, join_channels
+from fewstep.core.networks.widening import widen_input
 from fewstep.core.rng import Rng
 from fewstep.restoration.models.spaces import AutoencoderSpace
 
@@ -77,18 +78,8 @@ def widen(unet: Any) -> Any:
 
     New weights are zero: the prediction does not change until they are trained.
     """
-    old, channels = unet.conv_in, int(unet.config.out_channels)
-    if old.in_channels == 2 * channels:
-        return unet
-    check(
-        old.in_channels == channels, f"the U-Net's first convolution takes {old.in_channels} channels, not {channels}"
-    )
-    weight = torch.cat([old.weight.detach(), torch.zeros_like(old.weight)], 1)
-    made = nn.Conv2d(2 * channels, old.out_channels, old.kernel_size, padding=old.padding, device="meta")
-    made.weight, made.bias = nn.Parameter(weight, old.weight.requires_grad), old.bias
-    unet.conv_in = made
-    unet.register_to_config(in_channels=2 * channels)
-    return unet
+    channels = int(unet.config.out_channels)
+    return widen_input(unet, "conv_in", 2 * channels, channels)
 
 
 class ConditionedBackbone(PipelineBackbone):
