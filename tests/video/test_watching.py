@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import pytest
 import torch
+from core.tiny_loop import mlp_teacher
+from core.toys import ToyDomain
 from video.clip_bed import alternating, discs, noise, still
 
+from fewstep.core.domain import Problem
 from fewstep.core.errors import TrainingError, UserError
+from fewstep.core.networks.roles import RolesConfig, build_roles
+from fewstep.core.process import VP
+from fewstep.core.recipe import Actors, Batch
+from fewstep.core.rng import Rng
+from fewstep.core.training.config import load_config
+from fewstep.core.training.loop import train
+from fewstep.core.training.trackers import read_metrics
+from fewstep.video.previews import write_previews
+from fewstep.video.recipes.motion_consistency import MotionConsistency
 from fewstep.video.watching.alarms import KINDS, Thresholds, alarms, health
-from fewstep.video.watching.causes import CAUSES, SIGNALS, USUAL, likely_cause
-from fewstep.video.watching.watch import Watch, shares
+from fewstep.video.watching.causes import CAUSES, GUIDANCE, LATENTS, SIGNALS, USUAL, likely_cause
+from fewstep.video.watching.watch import Watch, WatchConfig, amounts, make_watch, shares
 
 HEALTHY = discs(8)
 COLLAPSED = {
@@ -131,13 +144,70 @@ def test_every_kind_has_a_usual_cause_and_every_signal_a_use():
 
 
 def test_signals_name_the_cause():
-    (alarm,) = alarms(COLLAPSED["still"], signals={"discriminator_margin": 9.5, "guidance_scale": 12.0})
+    (alarm,) = alarms(COLLAPSED["still"], signals={"discriminator/margin": 9.5, "guidance_scale": 12.0})
     assert "discriminator wins (margin 9.5)" in alarm.cause
     assert alarm.text().startswith("still: 100% of the clips, movement 0.00")
     assert "likely cause: the frame discriminator" in alarm.text()
-    (alarm,) = alarms(COLLAPSED["oversaturated"], signals={"discriminator_margin": 9.5, "guidance_scale": 12.0})
+    (alarm,) = alarms(COLLAPSED["oversaturated"], signals={"discriminator/margin": 9.5, "guidance_scale": 12.0})
     assert "guidance scale of 12" in alarm.cause
-    assert likely_cause("still", {"discriminator_margin": 0.3}) == USUAL["still"]
+    assert likely_cause("still", {"discriminator/margin": 0.3}) == USUAL["still"]
+
+
+def network(**options):
+    return mlp_teacher(VP.scaled_linear(), 3 * 4 * 8 * 8, width=16, **options)
+
+
+class Moving:
+    """Clips with pictures beside them."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def batch(self, rng: Rng, device) -> Batch:
+        images = rng.normal("images", (2, 3, 8, 8)).tanh()
+        return Batch(len(rng.ids), {"images": images}, rng.normal("x0", (3, 4, 8, 8)))
+
+
+def run_of(tmp_path, look) -> list[dict[str, float]]:
+    """Train motion-consistency for some steps under a watch; returns the lines of its log."""
+    settings = ("recipe.appearance.discriminator.widths=[8]", "recipe.motion.head.layers=2", "recipe.guidance_scale=1")
+    head = ("recipe.motion.head.width=8", "recipe.motion.head.channels=3", "recipe.guidance_max=null")
+    loop = ("train.steps=4", "train.batch=4", "train.log_every=1", "train.preview_every=2", "train.preview_samples=2")
+    name = ("recipe.name=motion-consistency", "train.sample_steps=[1,2]", "train.teacher_steps=2")
+    config = load_config(None, [*name, *settings, *head, *loop], domain=ToyDomain())
+    built = build_roles(network(), MotionConsistency.role_specs(config.recipe), RolesConfig(), 0, shape=(3, 4, 8, 8))
+    actors = Actors(built, VP.scaled_linear(), (3, 4, 8, 8))
+    problem = Problem(
+        actors,
+        Moving(),
+        conditions=lambda n, seed: {},
+        evaluate=lambda x, cond: {},
+        render=lambda rows, stem: write_previews(rows, stem, 8.0),
+        export=lambda *_: None,
+        watch=look,
+    )
+    train(config, problem, MotionConsistency(config.recipe, actors), tmp_path / "run", stream=io.StringIO())
+    return read_metrics(tmp_path / "run")
+
+
+def test_the_signals_are_what_a_run_of_motion_consistency_logs(tmp_path):
+    told: dict[str, float] = {}
+    rows: list[str] = []
+
+    def look(step, shown, signals):
+        told.update(signals)
+        rows[:] = [label for label, _ in shown]
+        return make_watch(WatchConfig(), lambda x: x)(step, shown, signals)
+
+    lines = run_of(tmp_path, look)
+    logged = {name for line in lines for name in line}
+    assert set(SIGNALS) - {LATENTS} <= told.keys()
+    assert set(SIGNALS) - {LATENTS, GUIDANCE} <= logged
+    assert rows == ["teacher, 2 steps", "student, 1 step", "student, 2 steps"]
+    watched = {f"watch/motion_ratio/{k}" for k in ("1 step", "2 steps")}
+    watched |= {f"watch/flicker/{k}" for k in ("teacher", "1 step", "2 steps")} | {"collapse/still/1 step"}
+    assert watched <= logged
+    assert [line["step"] for line in lines if "collapse/still/1 step" in line] == [0, 2, 4]
 
 
 # the watch
@@ -182,6 +252,31 @@ def test_looks_before_the_end_of_grace_only_speak():
         watch.look(101, rows(COLLAPSED["still"]))
     with pytest.raises(UserError, match="patience"):
         Watch(patience=0)
+
+
+def test_the_hook_decodes_names_the_cause_and_returns_numbers():
+    look = make_watch(WatchConfig(stop=True, patience=1, grace=5), lambda latents: latents / 10)
+    latents = [(label, 10 * x) for label, x in rows(still(HEALTHY), 0.5 * HEALTHY)]
+    seen = look(5, latents, {"guidance_scale": 1.0, "discriminator/accuracy": 0.99})
+    (line,) = seen.lines
+    assert "right 99% of the time" in line
+    assert seen.values["watch/motion_ratio/1 steps"] == 0.0
+    assert seen.values["watch/motion_ratio/2 steps"] == pytest.approx(0.25)
+    assert seen.values["collapse/still/1 steps"] == 1.0
+    assert seen.values["collapse/still/2 steps"] == 0.0
+    with pytest.raises(TrainingError, match="still"):
+        look(6, latents[:2], {})
+    (line,) = look(2, [("student, 1 step", 10 * COLLAPSED["single colour"])], {}).lines
+    assert "scaled exactly once" not in line
+    (line,) = look(2, [("student, 1 step", 0.1 * COLLAPSED["single colour"])], {}).lines
+    assert "scaled exactly once" in line
+    assert not any("motion_ratio" in name for name in amounts(rows(HEALTHY, teacher=still(HEALTHY))))
+
+
+@pytest.mark.parametrize("changes", [{"patience": 0}, {"grace": -1}])
+def test_settings_that_cannot_be(changes):
+    with pytest.raises(UserError, match=r"domain\.watch"):
+        WatchConfig(**changes)
 
 
 def test_without_students_nothing_happens():

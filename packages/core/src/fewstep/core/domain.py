@@ -35,6 +35,19 @@ class DataSource(Protocol):
 SampleFn = Callable[[int], tuple[Tensor, Cond]]
 """Draws ``n`` samples under evaluation conditions: returns the samples "n *d" and their conditions."""
 
+
+@dataclass(frozen=True)
+class Seen:
+    """What a domain says of a preview: ``lines`` for whoever follows the run, ``values`` for its trackers."""
+
+    lines: Sequence[str] = ()
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+Watch = Callable[[int, Sequence[tuple[str, Tensor]], Mapping[str, float]], Seen]
+"""Looks at a preview's labelled rows of samples "n *d", on the CPU, after a step, beside the newest numbers logged and
+``guidance_scale``, the greatest of training; TrainingError where the run must stop."""
+
 Export = Callable[[Any, StepPlan, Path, Mapping[str, Any]], None]
 """Writes a student: the denoiser, or for domains that generate samples themselves the module of that role."""
 
@@ -60,6 +73,11 @@ class Problem:
     parts: Mapping[str, tuple[int, bool]] = field(default_factory=dict)
     """Components of the teacher besides its network: bytes of their weights, and whether they stay in memory while
     networks train; on the device ``meta`` only."""
+    watch: Watch | None = None
+    """Called at every preview, after it is written: what is wrong with the student, in words and numbers."""
+    verdict: Callable[[Tensor, Tensor], tuple[str, str]] | None = None
+    """What disqualifies a student's samples beside a teacher's, whatever its metrics: a word ("" for nothing), and why.
+    """
     notes: dict[str, str] = field(default_factory=dict)
     """Facts for the report: the metric's protocol, the teacher's origin."""
 

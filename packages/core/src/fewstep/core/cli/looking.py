@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +63,15 @@ def _asked_for(opened: Opened, args: Namespace) -> tuple[Cond | None, int]:
 def evaluate(args: Namespace) -> None:
     """Measure the student, and its teacher at several step counts, and print a table."""
     opened = open_run(args.run, World())
-    rows = [
-        _row(opened, f"student, step {opened.step}", steps, draw_student(opened, args.n, args.seed, steps))
-        for steps in _step_counts(opened, args)
+    students = [(steps, draw_student(opened, args.n, args.seed, steps)) for steps in _step_counts(opened, args)]
+    teachers = [
+        (steps, draw_teacher(opened, args.n, args.seed, steps, args.solver))
+        for steps in (args.teacher_steps if opened.has_teacher() else ())
     ]
-    if opened.has_teacher():
-        for steps in args.teacher_steps:
-            drawn = draw_teacher(opened, args.n, args.seed, steps, args.solver)
-            rows.append(_row(opened, f"teacher, {args.solver}", steps, drawn))
-    print(table(rows))
+    rows = [_row(opened, f"student, step {opened.step}", steps, drawn) for steps, drawn in students]
+    rows += [_row(opened, f"teacher, {args.solver}", steps, drawn) for steps, drawn in teachers]
+    marked = _judged(opened, students, teachers, rows)
+    print("\n".join([table(rows), *marked]))
     for name, note in opened.problem.notes.items():
         print(f"{name}: {note}")
     out = args.out or args.run / EVALUATION
@@ -83,6 +83,23 @@ def evaluate(args: Namespace) -> None:
 def _row(opened: Opened, who: str, steps: int, drawn: Drawn) -> dict[str, Any]:
     metrics = opened.problem.evaluate(drawn.samples, drawn.cond)
     return {"sampler": who, "steps": steps, "NFE": drawn.evaluations, **metrics, "ms/sample": drawn.ms_per_sample}
+
+
+def _judged(
+    opened: Opened,
+    students: Sequence[tuple[int, Drawn]],
+    teachers: Sequence[tuple[int, Drawn]],
+    rows: Sequence[dict[str, Any]],
+) -> list[str]:
+    """Put a verdict into each student's row, beside the teacher of most steps; returns a line for each that is out."""
+    if opened.problem.verdict is None or not teachers:
+        return []
+    marked, against = [], max(teachers, key=lambda each: each[0])[1]
+    for (steps, drawn), row in zip(students, rows, strict=False):  # the students' rows come first
+        mark, why = opened.problem.verdict(drawn.samples, against.samples)
+        row["verdict"] = f"{mark} !" if mark else "kept"
+        marked += [f"! {count(steps)}: {why}; its other numbers count for nothing"] if mark else []
+    return marked
 
 
 def export(args: Namespace) -> None:

@@ -140,6 +140,7 @@ class _Run:
         self.progress = Progress(self.config.name, start, self.settings.steps, stream)
         self.trackers: list[Tracker] = open_trackers(self.config, run_dir, start) if self.world.main else []
         self.training_seconds = 0.0
+        self._reported: dict[str, float] = {}
         self._bad = trainer.bad_updates
 
     def close(self) -> None:
@@ -182,15 +183,20 @@ class _Run:
         done = step - self.start
         pace = {"time/seconds_per_step": self.training_seconds / done, "time/training": self.training_seconds}
         values = self.trainer.means.take() | pace | {"bad_updates": float(self.trainer.bad_updates)}
+        self._reported = values
         for tracker in self.trackers:
             tracker.log(step, values)
         self.progress.report(step, values)
 
     def _preview(self, step: int) -> None:
         with self._looking():
-            path = self.show.preview(self.run_dir / PREVIEWS / f"step-{step:07d}")
+            path, seen = self.show.preview(self.run_dir / PREVIEWS / f"step-{step:07d}", step, self._reported)
         for tracker in self.trackers:
             tracker.picture(step, path)
+            if seen.values:
+                tracker.log(step, seen.values)
+        for line in seen.lines:
+            self.progress.say(line)
 
     def _evaluate(self, step: int) -> None:
         with self._looking():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core.denoiser import Cond, Denoiser
-from fewstep.core.domain import Problem
+from fewstep.core.domain import Problem, Seen
 from fewstep.core.guidance import Guided
 from fewstep.core.recipe import Actors, Batch, Recipe, StepPlan
 from fewstep.core.recipes.rollout import StudentConfig
@@ -68,8 +68,11 @@ class Show:
                 self.plans[steps] = recipe.plan(config.recipe, actors.process, steps)
         self._teacher_row: Tensor | None = None
 
-    def preview(self, stem: Path) -> Path:
-        """Write teacher row and student rows next to ``stem``; returns the file."""
+    def preview(self, stem: Path, step: int, logged: Mapping[str, float]) -> tuple[Path, Seen]:
+        """Write teacher row and student rows next to ``stem``; returns the file, and what the domain sees in them.
+
+        ``logged``: the newest numbers after ``step`` steps. Raises TrainingError where the domain ends the run.
+        """
         n = self.config.train.preview_samples
         cond = self._conditions(n)
         rows: list[tuple[str, Tensor]] = []
@@ -78,7 +81,16 @@ class Show:
         if self._teacher_row is not None:
             rows.append((f"teacher, {count(self.config.train.teacher_steps)}", self._teacher_row))
         rows += [(f"student, {count(k)}", x) for k, x in self._students(n, cond, PREVIEW_STEP).items()]
-        return self.world.on_main(lambda: self.problem.render(rows, stem))
+
+        def show() -> tuple[Path, Seen]:
+            path, watch = self.problem.render(rows, stem), self.problem.watch
+            return path, Seen() if watch is None else watch(step, rows, {**logged, **self._guidance()})
+
+        return self.world.on_main(show)
+
+    def _guidance(self) -> dict[str, float]:
+        scales = [getattr(self.config.recipe, name, None) for name in ("guidance_scale", "guidance_max")]
+        return {"guidance_scale": float(max(found))} if (found := [s for s in scales if s is not None]) else {}
 
     def evaluate(self) -> dict[str, float]:
         """Return the domain's metrics of the student at every step count, named ``eval/<steps>/<metric>``."""

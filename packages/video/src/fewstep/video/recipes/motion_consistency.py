@@ -26,6 +26,7 @@ from fewstep.core.rng import Rng
 from fewstep.core.sampling import initial_state
 from fewstep.core.solvers import Move
 from fewstep.video.appearance.discriminator import conv_discriminator
+from fewstep.video.motion.differences import relative_motion
 from fewstep.video.motion.head import MotionHead, head_deviation
 from fewstep.video.motion.representation import MotionConfig, Represent, motion_consistency_loss, represent
 from fewstep.video.recipes.appearance import Appearance, AppearanceConfig, network_condition
@@ -183,6 +184,8 @@ class MotionConsistency(Consistency):
         with rng.network_noise("dropout"):
             online = self.evaluate("student", start.x_t, start.t, told)
         terms, metrics = self.consistency_terms(online, target, start)
+        if batch.x0 is not None:
+            metrics["data_motion"] = relative_motion(batch.x0)
         weights = {"motion": config.motion_weight, "clip": config.clip_weight}
         if self.appearance is not None and step >= config.appearance.start:
             terms["adversarial"] = self.appearance.student_loss(online, batch.cond, rng)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-SIGNALS = ("discriminator_margin", "head_deviation", "motion_energy_data", "latent_std", "grad_norm", "guidance_scale")
-"""What is understood: the discriminator's mean logit of real minus that of fake samples; the distance of a learnt
-motion head's output from its input over the input's size; the training clips' motion energy in [-1, 1]; the student's
-latents' standard deviation, scaled; the norm of the gradient; the guidance scale of training."""
+ACCURACY, MARGIN = "discriminator/accuracy", "discriminator/margin"
+HEAD, DATA = "student/head_deviation", "student/data_motion"
+GRADIENT, GUIDANCE, LATENTS = "grad_norm/student", "guidance_scale", "latent_std"
+SIGNALS = (ACCURACY, MARGIN, HEAD, DATA, GRADIENT, GUIDANCE, LATENTS)
+"""What is understood, by the names runs log it under: how often the discriminator of frames is right, its mean logit of
+real minus that of generated frames; the distance of a learnt motion head's output from its input over the input's size;
+the training clips' motion over their variance; the norm of the gradient. Of settings the greatest guidance scale of
+training, and of previews the standard deviation of the student's latents, scaled."""
 
 
 @dataclass(frozen=True)
@@ -24,55 +28,67 @@ class Cause:
 CAUSES = (
     Cause(
         "still",
-        "motion_energy_data",
-        lambda x: x < 1e-4,
-        "the clips trained on hardly move (motion energy {:.2g}): widen the frame interval or choose others",
+        DATA,
+        lambda x: x < 4e-4,
+        "the clips trained on hardly move ({:.2g} of their variance): widen the frame interval or choose others",
     ),
     Cause(
         "still",
-        "discriminator_margin",
+        ACCURACY,
+        lambda x: x > 0.97,
+        "the frame discriminator wins (right {:.0%} of the time) and sees no motion: lower its rate or weight",
+    ),
+    Cause(
+        "still",
+        MARGIN,
         lambda x: x > 4,
         "the frame discriminator wins (margin {:.2g}) and sees no motion: lower its rate or the loss's weight",
     ),
     Cause(
         "still",
-        "head_deviation",
+        HEAD,
         lambda x: x > 1,
         "the learnt motion head has left its input behind (deviation {:.2g}) and may ignore motion: lower its rate",
     ),
     Cause(
         "single colour",
-        "latent_std",
+        LATENTS,
         lambda x: x < 0.1 or x > 5,
         "latents have a standard deviation of {:.2g}, not about 1: see that they are scaled exactly once",
     ),
     Cause(
         "single colour",
-        "grad_norm",
+        GRADIENT,
         lambda x: x > 100,
         "gradients of norm {:.2g} have torn the weights: lower optim.lr and set train.grad_clip",
     ),
     Cause(
         "single colour",
-        "discriminator_margin",
+        ACCURACY,
+        lambda x: x > 0.97,
+        "the discriminator wins (right {:.0%} of the time) and teaches nothing any more: lower its rate",
+    ),
+    Cause(
+        "single colour",
+        MARGIN,
         lambda x: x > 4,
         "the discriminator wins (margin {:.2g}) and teaches nothing any more: lower its rate",
     ),
     Cause(
         "oversaturated",
-        "guidance_scale",
+        GUIDANCE,
         lambda x: x > 5,
         "the guidance scale of {:.3g} is too high for few steps: lower it, and sample the student with scale 1",
     ),
     Cause(
         "oversaturated",
-        "latent_std",
+        LATENTS,
         lambda x: x > 2,
         "latents have a standard deviation of {:.2g}, not about 1: see that they are scaled exactly once",
     ),
     Cause(
         "not finite",
-        "grad_norm",
+        GRADIENT,
         lambda x: x > 100,
         "gradients of norm {:.2g}: lower optim.lr and set train.grad_clip",
     ),
