@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from fewstep.core.cli.main import domain_main
 from fewstep.core.domain import Domain, find_domain
 from fewstep.core.training.config import config_names, load_config
-from fewstep.video.domain import DOMAIN, strips
+from fewstep.video.domain import DOMAIN
 
 TINY = [name for name in config_names(DOMAIN) if name.endswith("-tiny")]
 
@@ -21,14 +20,6 @@ def run(*argv: str) -> int:
 
 def test_it_is_a_domain():
     assert isinstance(find_domain("video"), Domain)
-
-
-def test_a_strip_starts_with_the_first_frame_and_ends_with_the_last():
-    video = torch.arange(9.0).reshape(1, 1, 9, 1, 1).expand(1, 3, 9, 2, 2)
-    strip = strips(video)
-    assert strip.shape == (1, 3, 2, 8)
-    assert strip[0, 0, 0].tolist() == [0.0, 0.0, 3.0, 3.0, 5.0, 5.0, 8.0, 8.0]
-    assert strips(video[:, :, :2]).shape == (1, 3, 2, 4)
 
 
 @pytest.mark.parametrize("name", config_names(DOMAIN))

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core.data.prepared import Prepared
@@ -18,7 +17,6 @@ from fewstep.core.data.source import Texts, TextSource, blank_source
 from fewstep.core.domain import Problem
 from fewstep.core.errors import check
 from fewstep.core.image.pictures import Folder
-from fewstep.core.image.rendering import render_rows
 from fewstep.core.image.text import run_export
 from fewstep.core.models.files import INDEX
 from fewstep.core.models.loading import DTYPES, Teacher
@@ -28,10 +26,11 @@ from fewstep.core.recipe import RoleSpec
 from fewstep.video.evaluation import VideoMetrics
 from fewstep.video.frame_decoder import FrameDecoder
 from fewstep.video.image_set import BlankPictures, WithImages
+from fewstep.video.previews import Remembered, write_previews
 from fewstep.video.settings import VideoConfig
+from fewstep.video.watching.watch import make_watch
 
 SHIPPED = Path(__file__).parent / "weights"
-FRAMES = 4  # of a video in a strip
 
 
 class VideoDomain:
@@ -55,8 +54,14 @@ class VideoDomain:
 
         metrics = VideoMetrics(config.evaluation, teacher.size, decoder.decode, shown=shown, teacher=teacher)
 
+        decode = Remembered(decoder.decode)
+
         def render(rows: Sequence[tuple[str, Tensor]], stem: Path) -> Path:
-            return render_rows([(label, strips(decoder.decode(latents))) for label, latents in rows], stem)
+            return write_previews([(label, decode(latents)) for label, latents in rows], stem, config.fps)
+
+        def verdict(student: Tensor, against: Tensor) -> tuple[str, str]:
+            found = metrics.verdict(student, against)
+            return found.mark, found.why
 
         problem = pipeline_problem(
             teacher,
@@ -77,6 +82,7 @@ class VideoDomain:
                 "domain.model.offload: gradients of frames flow through the autoencoder: leave 'vae' out",
             )
             problem.actors.roles["decoder"] = FrameDecoder(decoder, recompute=config.roles.checkpointing)
+        problem.watch, problem.verdict = make_watch(config.watch, decode), verdict
         problem.notes["metric"] = metrics.protocol
         return problem
 
@@ -124,13 +130,6 @@ def with_images(
     # no smaller than the frame fits into: what is left is cropped away
     pictures = Folder(root, 3, max(teacher.size.height, teacher.size.width), images.max_bad_share)
     return WithImages(clips, pictures, teacher.size, images.each)
-
-
-def strips(videos: Float[Tensor, "n c f h w"]) -> Float[Tensor, "n c h v"]:
-    """Return some frames of each video side by side, first and last among them."""
-    frames = videos.shape[2]
-    chosen = torch.linspace(0, frames - 1, min(FRAMES, frames)).round().long()
-    return torch.cat(list(videos[:, :, chosen].unbind(2)), -1)
 
 
 DOMAIN = VideoDomain()

@@ -9,6 +9,7 @@ from fewstep.core.errors import check
 from fewstep.core.models.settings import ModelConfig
 from fewstep.core.networks.roles import RolesConfig
 from fewstep.video.evaluation import EvaluationConfig
+from fewstep.video.watching.watch import WatchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,8 @@ class VideoConfig:
 
     ``teacher``: a text-to-video pipeline: the shipped ``world``, a folder with ``model_index.json``, a hub id, or
     ``tiny:wan`` and the like for random weights. ``images``: how frames are to look, where that is not how the clips
-    look. ``evaluation``: what students are measured against. ``eval_prompts``: a file of prompts to look at students
-    under (empty: those of the data).
+    look. ``evaluation``: what students are measured against. ``watch``: what is done about a collapse. ``fps``: of
+    previews. ``eval_prompts``: a file of prompts to look at students under (empty: those of the data).
     """
 
     teacher: str = ""
@@ -64,8 +65,11 @@ class VideoConfig:
     data: VideoDataConfig
     images: ImageSetConfig = ImageSetConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    watch: WatchConfig = WatchConfig()
+    fps: float = 8.0
     roles: RolesConfig = RolesConfig()
     eval_prompts: str = ""
 
     def __post_init__(self) -> None:
+        check(0 < self.fps <= 240, f"domain.fps must be in (0, 240], got {self.fps:g}")
         check(bool(self.teacher), "domain.teacher is missing: name a folder, a hub id, or tiny:wan")
