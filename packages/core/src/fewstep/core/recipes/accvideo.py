@@ -227,7 +227,7 @@ class AccVideo(Recipe):
         """Keep where the student is for its next step; states that are not finite are replaced by the real ones."""
         if segment + 1 == len(self.grid):
             return
-        landed, real = landed.detach(), start.ahead[:, 0]
+        real = start.ahead[:, 0]
         good = landed.flatten(1).isfinite().all(1).reshape(-1, *[1] * (landed.ndim - 1))
         kept = torch.where(good, landed, real)
         self.queues.put(segment + 1, Entry(start.ids, kept, start.ahead[:, 1:], start.cond, start.batch))

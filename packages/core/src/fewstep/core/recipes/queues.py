@@ -25,7 +25,7 @@ class Entry:
     """States ``x`` "b *d" of the samples ``ids``, the real states ``ahead`` "b k *d" of their trajectories, the nearest
     first, and their condition.
 
-    ``batch``: samples in the global batch. ``whole``: all of them are here, the same on every process.
+    ``batch``: samples in the global batch; an entry that has them all is the same on every process.
     """
 
     ids: tuple[int, ...]
@@ -33,7 +33,6 @@ class Entry:
     ahead: Tensor
     cond: Cond
     batch: int
-    whole: bool = False
 
     def of(self, ids: tuple[int, ...], device: torch.device) -> Entry | None:
         """Return the rows of some samples, None unless all are here."""
@@ -48,7 +47,7 @@ class Entry:
         """Return the entry as tensors of the whole global batch; all processes together."""
         found = {"x": self.x, "ahead": self.ahead, **{f"cond/{name}": value for name, value in self.cond.items()}}
         ids = torch.tensor(self.ids, dtype=torch.int64, device=self.x.device)
-        if not self.whole and total is not None and len(ids) < self.batch:
+        if total is not None and len(ids) < self.batch:
             found = {name: _gathered(value, ids, self.batch, total) for name, value in found.items()}
             ids = torch.arange(self.batch)
         return {"ids": ids, **found}
@@ -129,4 +128,4 @@ class LatentQueues:
                 )
             ids = tuple(int(sample) for sample in found["ids"].tolist())
             cond = {name.removeprefix("cond/"): value for name, value in found.items() if name.startswith("cond/")}
-            self.queues[number].append(Entry(ids, found["x"], found["ahead"], cond, len(ids), whole=True))
+            self.queues[number].append(Entry(ids, found["x"], found["ahead"], cond, len(ids)))
