@@ -17,8 +17,6 @@ from fewstep.core.data.source import Texts, TextSource, blank_source
 from fewstep.core.domain import Problem
 from fewstep.core.errors import check
 from fewstep.core.image.pictures import Folder
-from fewstep.core.image.text import run_export
-from fewstep.core.models.files import INDEX
 from fewstep.core.models.loading import DTYPES, Teacher
 from fewstep.core.models.settings import open_teacher
 from fewstep.core.process import Process
@@ -28,9 +26,8 @@ from fewstep.video.frame_decoder import FrameDecoder
 from fewstep.video.image_set import BlankPictures, WithImages
 from fewstep.video.previews import Remembered, write_previews
 from fewstep.video.settings import VideoConfig
+from fewstep.video.shipped import shipped_teachers, teacher_path
 from fewstep.video.watching.watch import make_watch
-
-SHIPPED = Path(__file__).parent / "weights"
 
 
 class VideoDomain:
@@ -89,10 +86,8 @@ class VideoDomain:
 
 def find_teacher(config: VideoConfig, *, weights: bool = True) -> Teacher:
     """Return the configured pipeline; UserError for what is none, and for a pipeline of images."""
-    shipped = SHIPPED / config.teacher
-    known = (shipped / INDEX).is_file() and bool(config.teacher)
-    teacher = open_teacher(str(shipped) if known else run_export(config.teacher), config.model, weights=weights)
-    if known:
+    teacher = open_teacher(teacher_path(config.teacher), config.model, weights=weights)
+    if config.teacher in shipped_teachers():
         teacher.folder = replace(teacher.folder, name=config.teacher)
     check(
         teacher.family.media == "video",

@@ -21,6 +21,7 @@ from fewstep.video.precomputed import is_precomputed, open_precomputed, prepare_
 from fewstep.video.reading.dataset import Clips
 from fewstep.video.reading.layouts import means_videos
 from fewstep.video.reading.sampling import ClipConfig
+from fewstep.video.shipped import teacher_path
 
 # options that say how clips are cut, which prompts have no use for
 CUTTING = ("fps", "interval", "start", "short", "crop", "flip", "clips_per_video", "reader")
@@ -58,6 +59,7 @@ class ClipSamples:
 
 def prepare_videos(args: Namespace) -> None:
     """Run ``fewstep video prepare``."""
+    args.teacher = teacher_path(args.teacher)
     if is_precomputed(args.data) and not args.prompts:
         import_latents(args)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
@@ -78,7 +79,45 @@ def _draw(args: Namespace) -> None:
     draw_world(args)
 
 
+def _pipeline_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/world-pipeline"), metavar="DIR", help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights (0)")
+
+
+def _pipeline(args: Namespace) -> None:
+    from fewstep.video.world.pipeline import world_pipeline
+
+    error = world_pipeline(args.out, args.seed)
+    sys.stdout.write(f"{args.out}: the autoencoder restores frames it never saw with an error of {error:.3f}\n")
+
+
+def _join_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("pictures", metavar="SD", help="a Stable Diffusion 1.5: folder or hub id")
+    parser.add_argument("adapter", metavar="ADAPTER", help="a motion adapter: folder or hub id")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the joined pipeline goes")
+
+
+def _join(args: Namespace) -> None:
+    from fewstep.core.models.animatediff import join
+
+    join(args.pictures, args.adapter, args.out)
+    sys.stdout.write(f"{args.out}\n")
+
+
+def _demo_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/demo-video"), metavar="DIR", help="(runs/demo-video)")
+
+
+def _demo(args: Namespace) -> None:
+    from fewstep.video.demo import run_demo
+
+    run_demo(args.out)
+
+
 VERBS = {
+    "demo": Verb("train a few-step student on drawn clips in minutes, and watch it", _demo_arguments, _demo),
+    "animatediff": Verb("join a Stable Diffusion and a motion adapter to one teacher", _join_arguments, _join),
+    "world-pipeline": Verb("write an untrained pipeline for the drawn world", _pipeline_arguments, _pipeline),
     "prepare": Verb("encode captions and clips once, for runs to read them", _prepare_arguments, _prepare),
     "draw": Verb("draw captioned clips and images with known motion, to try things on", _draw_arguments, _draw),
 }
