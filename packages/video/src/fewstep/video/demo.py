@@ -1,4 +1,4 @@
-"""The demo: clips filmed badly, pictures taken well, and a student that moves like the first and looks like the second."""
+"""The demo: clips filmed badly, pictures taken well, a student that moves like the first and looks like the second."""
 
 from __future__ import annotations
 
