@@ -229,12 +229,17 @@ def test_shares_nest_and_are_put_back_after_errors():
     view = recipe.actors.module("fake_score")
     shared = view.shared
     scales = {path: dict(layer.scaling) for path, layer in shared.layers.items()}
-    with pytest.raises(RuntimeError), shared.acting("fake_score", 0.25), shared.acting("student"):
-        assert (shared.active, shared.strength) == ("student", 1.0)
-        assert all(layer.scaling["fake_score"] == 1.0 for layer in shared.layers.values())
-        with shared.acting("fake_score", 0.5):
-            assert all(layer.scaling == {"student": 1.0, "fake_score": 0.5} for layer in shared.layers.values())
-        raise RuntimeError
+
+    def fail():
+        with shared.acting("fake_score", 0.25), shared.acting("student"):
+            assert (shared.active, shared.strength) == ("student", 1.0)
+            assert all(layer.scaling["fake_score"] == 1.0 for layer in shared.layers.values())
+            with shared.acting("fake_score", 0.5):
+                assert all(layer.scaling == {"student": 1.0, "fake_score": 0.5} for layer in shared.layers.values())
+                raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
     assert (shared.active, shared.strength) == (None, 1.0)
     assert {path: dict(layer.scaling) for path, layer in shared.layers.items()} == scales
     with pytest.raises(UserError, match="cannot act in part"):
