@@ -79,7 +79,7 @@ def sample_windows(
             f"window {index} has {window.shape[2]} frames and not {windows.length}: check the overlap and the network",
         )
         if given is not None:
-            window = torch.cat([given.to(window), window[:, :, given.shape[2] :]], 2)
+            window = torch.cat([given, window[:, :, given.shape[2] :].to(given)], 2)  # in the given frames' dtype
         made.append(window if index == 0 else window[:, :, windows.overlap :])
         given = window[:, :, windows.length - windows.overlap :]
     return torch.cat(made, 2)[:, :, :frames]
