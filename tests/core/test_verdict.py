@@ -27,9 +27,7 @@ def opened(tmp_path, monkeypatch) -> Opened:
 
 def asked(tmp_path, *teacher_steps: int) -> Namespace:
     out = tmp_path / "evaluation.json"
-    return Namespace(
-        run=tmp_path / "run", n=6, seed=0, steps=None, teacher_steps=teacher_steps, solver="ddim", out=out
-    )
+    return Namespace(run=tmp_path / "run", n=6, seed=0, steps=None, teacher_steps=teacher_steps, solver="ddim", out=out)
 
 
 def test_students_are_judged_beside_the_teacher_of_most_steps(opened, tmp_path, capsys):
