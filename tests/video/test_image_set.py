@@ -63,3 +63,13 @@ def test_blank_pictures_have_the_shape_alone() -> None:
 def test_settings_out_of_range_are_refused(entries: dict, word: str) -> None:
     with pytest.raises(UserError, match=word):
         ImageSetConfig(**entries)
+
+
+def test_captions_come_with_their_pictures(folder: Path) -> None:
+    told = WithImages(CLIPS, Folder(folder, 3, 12, 0.0), SIZE, 3, torch.arange(4.0)[:, None].expand(-1, 5))
+    cond = told.batch(Rng.for_batch(0, 0, 8), "cpu").cond
+    assert cond["image_caption"].shape == (8, 3, 5)
+    colours = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, 1]])
+    which = torch.cdist(cond["images"].mean((-2, -1)), colours).argmin(-1)
+    assert torch.equal(which.float(), cond["image_caption"][..., 0])
+    assert torch.equal(cond["images"], source(folder).batch(Rng.for_batch(0, 0, 8), "cpu").cond["images"])

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from fewstep.core.errors import UserError
 from fewstep.video.motion.bands import BandConfig, high_band, low_band, low_pass_mask
 from fewstep.video.motion.correlation import global_correlation, local_correlation
-from fewstep.video.motion.differences import frame_difference, lagged_difference
+from fewstep.video.motion.differences import frame_difference, lagged_difference, relative_motion
 from fewstep.video.motion.head import MotionHead, MotionHeadConfig, head_deviation
 from fewstep.video.motion.representation import MotionConfig, motion_consistency_loss, represent
 
@@ -41,6 +41,14 @@ def test_a_lagged_difference_is_the_sum_of_neighbouring_ones():
     steps = frame_difference(x)
     assert_close(lagged_difference(x, 3), steps[:, :, :-2] + steps[:, :, 1:-1] + steps[:, :, 2:])
     assert torch.equal(lagged_difference(x, 1), steps)
+
+
+def test_relative_motion_is_blind_to_scale_offset_and_stillness():
+    x = clip(3, 4, 64, 3, 5)
+    assert_close(relative_motion(5 * x + 2), relative_motion(x))
+    assert_close(relative_motion(x), torch.full((3,), 2.0, dtype=F64), atol=0.2, rtol=0)
+    assert relative_motion(x[:, :, :1].expand_as(x)).tolist() == [0.0] * 3
+    assert relative_motion(x[:, :, :1]).tolist() == [0.0] * 3
 
 
 def test_a_still_offset_costs_raw_and_low_but_not_the_difference():

@@ -14,17 +14,25 @@ from fewstep.core.image.pictures import Pictures
 from fewstep.core.models.family import Size
 from fewstep.core.recipe import Batch
 from fewstep.core.rng import Rng
-from fewstep.video.recipes.appearance import IMAGES
+from fewstep.video.recipes.appearance import IMAGE_CAPTION, IMAGES
 
 
 class WithImages:
     """A source of clips whose batches have random crops of pictures, too: ``cond["images"]`` "b n 3 h w" in [-1, 1].
 
-    Which pictures, and where they are cropped, is a function of seed, step and sample.
+    Which pictures, and where they are cropped, is a function of seed, step and sample. ``captions``: an embedding of
+    each picture's caption, which then come along, ``cond["image_caption"]`` "b n e".
     """
 
-    def __init__(self, clips: DataSource, pictures: Pictures, size: Size, each: int) -> None:
-        self.clips, self.pictures, self.size, self.each = clips, pictures, size, each
+    def __init__(
+        self,
+        clips: DataSource,
+        pictures: Pictures,
+        size: Size,
+        each: int,
+        captions: Float[Tensor, "m e"] | None = None,
+    ) -> None:
+        self.clips, self.pictures, self.size, self.each, self.captions = clips, pictures, size, each, captions
 
     def __len__(self) -> int:
         """Return the number of clips."""
@@ -35,13 +43,20 @@ class WithImages:
         found = self.clips.batch(rng, device)
         drawn = rng.uniform("image", (self.each, 3)).cpu().flatten(0, 1)
         crops = torch.stack([self.crop(u) for u in drawn.tolist()]) * 2 - 1
-        images = crops.reshape(found.size, self.each, *crops.shape[1:]).to(device)
-        return replace(found, cond={**found.cond, IMAGES: images})
+        cond = {**found.cond, IMAGES: crops.reshape(found.size, self.each, *crops.shape[1:]).to(device)}
+        if self.captions is not None:
+            told = self.captions[[self.which(row[0]) for row in drawn.tolist()]]
+            cond[IMAGE_CAPTION] = told.reshape(found.size, self.each, -1).to(device)
+        return replace(found, cond=cond)
+
+    def which(self, u: float) -> int:
+        """Return the picture that a number in [0, 1) means."""
+        return min(int(u * len(self.pictures)), len(self.pictures) - 1)
 
     def crop(self, u: list[float]) -> Float[Tensor, "3 h w"]:
         """Return a crop in [0, 1] of the picture and the place that three numbers in [0, 1) mean."""
         which, *corner = u
-        picture, _ = self.pictures.get(min(int(which * len(self.pictures)), len(self.pictures) - 1))
+        picture, _ = self.pictures.get(self.which(which))
         return crop_to(picture, self.size, corner)
 
 

@@ -130,14 +130,14 @@ class PipelineFolder:
         return made.eval()
 
 
-def download(name: str, revision: str = "", variant: str = "", *, weights: bool = True) -> Path:
+def download(name: str, revision: str = "", variant: str = "", *, weights: bool = True, what: str = "teacher") -> Path:
     """Return the local copy of a hub repository's safetensors, configs and tokenizers; UserError when it fails.
 
-    Weights of other variants are left out where none is asked for.
+    Weights of other variants are left out where none is asked for. ``what``: it is, in errors.
     """
     parts = name.split("/")
     looks_local = len(parts) != 2 or not all(parts) or name.startswith((".", "~", "/"))
-    check(not looks_local, f"teacher '{name}': no such folder, and not a hub id (owner/name)")
+    check(not looks_local, f"{what} '{name}': no such folder, and not a hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
     try:
@@ -150,7 +150,7 @@ def download(name: str, revision: str = "", variant: str = "", *, weights: bool 
         return Path(found)
     except Exception as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"teacher '{name}': no such folder, and the hub does not give it ({line})") from error
+        raise UserError(f"{what} '{name}': no such folder, and the hub does not give it ({line})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -28,6 +28,15 @@ def augment_frames(frames: Float[Tensor, "n c h w"], uniforms: Float[Tensor, "n 
     return torch.where(cut.to(x.device), 0, x)
 
 
+def crop_frames(frames: Float[Tensor, "n c h w"], side: int, place: tuple[float, float]) -> Float[Tensor, "n c k k"]:
+    """Return a square of ``side`` pixels of frames larger than it; ``place`` in [0, 1): where, down and across."""
+    rooms = [frames.shape[axis] - side for axis in (2, 3)]
+    if min(rooms) <= 0:
+        return frames
+    top, left = (min(int(u * (room + 1)), room) for u, room in zip(place, rooms, strict=True))
+    return frames[:, :, top : top + side, left : left + side]
+
+
 def _moved(x: Tensor, u: Tensor, axis: int) -> Tensor:
     size = x.shape[axis]
     most = round(size / 8)

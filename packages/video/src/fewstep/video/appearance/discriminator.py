@@ -53,6 +53,8 @@ class FrameBackbone(nn.Module, ABC):
     """An image network: frames "n c h w" in [-1, 1] to features "n k p", ``channels`` holds each one's ``k``."""
 
     channels: tuple[int, ...]
+    side: int = 0
+    """Pixels a side of the squares that frames are made before they are looked at; 0: they are left as they are."""
 
     @abstractmethod
     def forward(self, frames: Tensor) -> list[Tensor]:
@@ -147,6 +149,11 @@ class FrameDiscriminator(nn.Module):
             freeze(backbone)
         self.trunk = None if frozen else backbone
         self._held = (backbone,)  # a tuple is not registered: whoever made a frozen backbone moves it
+
+    @property
+    def side(self) -> int:
+        """The backbone's, see there."""
+        return self._held[0].side
 
     def features(self, frames: Float[Tensor, "n c h w"]) -> list[Tensor]:
         """Return the backbone's features, "n k p" each."""

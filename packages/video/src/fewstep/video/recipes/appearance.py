@@ -15,8 +15,14 @@ from fewstep.core.losses.adversarial import Unpaired, discriminator_loss, genera
 from fewstep.core.recipe import Actors, LossTerms
 from fewstep.core.rng import Rng
 from fewstep.core.tensors import sample_mean
-from fewstep.video.appearance.augment import DRAWS, augment_frames
-from fewstep.video.appearance.discriminator import FrameDiscriminator, FrameDiscriminatorConfig, feature_penalty
+from fewstep.video.appearance.augment import DRAWS, augment_frames, crop_frames
+from fewstep.video.appearance.discriminator import (
+    FrameDiscriminator,
+    FrameDiscriminatorConfig,
+    conv_discriminator,
+    feature_penalty,
+)
+from fewstep.video.appearance.frozen import frozen_backbone
 from fewstep.video.appearance.picks import distinct_frames, pick_frames, segment_frames
 
 IMAGES, CAPTION, IMAGE_CAPTION = "images", "caption", "image_caption"
@@ -30,7 +36,11 @@ class AppearanceConfig:
     which the student feels it. ``real``: ``images`` of the image set, or frames of the training clips themselves
     (``clip``: distillation alone). ``frames``: of each clip that are looked at. ``loss``: MCM's clamped loss is
     ``hinge`` less a constant. ``penalty_weight``: of the gradient penalty. ``augment``: frames and images before they
-    are seen. ``discriminator``: the small network.
+    are seen. ``backbone``: the network whose features are judged, a small one that learns (``conv``), or a frozen
+    image network at ``backbone_path``, a folder or a hub id: DINOv2, as in MCM, or CLIP; ``backbone_blocks``: after
+    which of its blocks (none named: four, evenly spread). ``crop_share``: of the steps at which frames and images
+    larger than a frozen network's input are cropped to it instead of shrunk. ``discriminator``: heads, and the small
+    network.
     """
 
     weight: float = 1.0
@@ -40,12 +50,33 @@ class AppearanceConfig:
     loss: Unpaired = "hinge"
     penalty_weight: float = 1e-5
     augment: bool = True
+    backbone: Literal["conv", "dinov2", "clip"] = "conv"
+    backbone_path: str = ""
+    backbone_blocks: tuple[int, ...] = ()
+    crop_share: float = 0.5
     discriminator: FrameDiscriminatorConfig = FrameDiscriminatorConfig()
 
     def __post_init__(self) -> None:
         check(self.weight >= 0, f"appearance.weight must not be negative, got {self.weight:g}")
         check(self.frames >= 1, f"appearance.frames must be at least 1, got {self.frames}")
         check(self.penalty_weight >= 0, f"appearance.penalty_weight must not be negative, got {self.penalty_weight:g}")
+        check(0 <= self.crop_share <= 1, f"appearance.crop_share must be in [0, 1], got {self.crop_share:g}")
+        check(
+            self.backbone == "conv" or bool(self.backbone_path),
+            f"appearance.backbone_path is missing: name the folder or the hub id of the {self.backbone} model",
+        )
+        check(
+            self.backbone != "conv" or not (self.backbone_path or self.backbone_blocks),
+            "appearance.backbone_path and backbone_blocks are of frozen networks: set appearance.backbone, too",
+        )
+
+
+def frame_discriminator(config: AppearanceConfig, seed: int) -> FrameDiscriminator:
+    """Return the discriminator of a config; UserError for a frozen network that cannot be read."""
+    if config.backbone == "conv":
+        return conv_discriminator(config.discriminator, seed)
+    backbone = frozen_backbone(config.backbone, config.backbone_path, config.backbone_blocks)
+    return FrameDiscriminator(backbone, config.discriminator, frozen=True, seed=seed)
 
 
 class _Seen(NamedTuple):
@@ -64,8 +95,9 @@ class Appearance:
     """Judges single frames of clips.
 
     Of a batch's condition it reads ``images`` "b n c h w" in [-1, 1] and, for discriminators that are told captions,
-    their embeddings: ``caption`` "b e" of the clips, ``image_caption`` "b e" of the images. ``actors.roles`` may have a
-    ``decoder``, a module from single latent frames "n c h w" to pixels in [-1, 1], through which gradients flow.
+    their embeddings: ``caption`` "b e" of the clips, ``image_caption`` "b n e" (or "b e") of the images.
+    ``actors.roles`` may have a ``decoder``, a module from single latent frames "n c h w" to pixels in [-1, 1], through
+    which gradients flow.
     """
 
     def __init__(self, config: AppearanceConfig, actors: Actors) -> None:
@@ -133,8 +165,13 @@ class Appearance:
         each = len(frames) // len(rng.ids)
         if self.config.augment:
             frames = augment_frames(frames, rng.uniform(f"augment/{stream}", (each, DRAWS)).flatten(0, 1))
+        side = self.discriminator.side
+        if side and rng.shared_uniform("crop") < self.config.crop_share:  # frames and images alike
+            frames = crop_frames(frames, side, (rng.shared_uniform("crop/down"), rng.shared_uniform("crop/across")))
         told = self.config.discriminator.caption > 0
-        return _Seen(frames, caption.repeat_interleave(each, 0) if told and caption is not None else None)
+        if not told or caption is None:
+            return _Seen(frames, None)
+        return _Seen(frames, caption.flatten(0, 1) if caption.ndim == 3 else caption.repeat_interleave(each, 0))
 
     def penalty(self, real: _Seen, fake: _Seen, size: int, rng: Rng) -> Float[Tensor, " b"]:
         """Return the gradient penalty halfway between real and generated frames, as many as there are of both."""

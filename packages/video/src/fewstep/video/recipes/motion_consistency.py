@@ -25,11 +25,10 @@ from fewstep.core.recipes.weights import average_weights, copy_weights
 from fewstep.core.rng import Rng
 from fewstep.core.sampling import initial_state
 from fewstep.core.solvers import Move
-from fewstep.video.appearance.discriminator import conv_discriminator
 from fewstep.video.motion.differences import relative_motion
 from fewstep.video.motion.head import MotionHead, head_deviation
 from fewstep.video.motion.representation import MotionConfig, Represent, motion_consistency_loss, represent
-from fewstep.video.recipes.appearance import Appearance, AppearanceConfig, network_condition
+from fewstep.video.recipes.appearance import Appearance, AppearanceConfig, frame_discriminator, network_condition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +125,7 @@ class MotionConsistency(Consistency):
             build = partial(MotionHead, config.motion.head)
             roles += [RoleSpec(name, kind="module", build=build) for name in ("motion_head", "motion_head_average")]
         if config.appearance.weight > 0:
-            judge = partial(conv_discriminator, config.appearance.discriminator)
+            judge = partial(frame_discriminator, config.appearance)
             roles.append(RoleSpec("discriminator", kind="module", build=judge))
         return tuple(roles)
 
