@@ -2,7 +2,7 @@
 
 python benchmarks/animatediff_plan.py
 
-Writes the configurations of Stable Diffusion 1.5 with motion modules (no weights), and plans the shipped config on them.
+Writes the configurations of Stable Diffusion 1.5 with motion modules (no weights), and plans the shipped config.
 The floor is the frozen base in bf16 plus the LoRA's float32 weights, gradients and two moments.
 """
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fewstep.core.data.prepared import Prepared
+from fewstep.core.data.prepared import Prepared, key_times_at
 from fewstep.core.data.problem import Decoder, pipeline_problem
 from fewstep.core.data.prompts import read_prompts
 from fewstep.core.data.shown import Shown, encode_captions, shown_prompts, shown_rows
-from fewstep.core.data.source import Texts, TextSource, blank_source
+from fewstep.core.data.source import Latents, Texts, TextSource, blank_source
 from fewstep.core.domain import Problem
 from fewstep.core.errors import check
 from fewstep.core.image.pictures import Folder
@@ -21,6 +21,7 @@ from fewstep.core.models.loading import DTYPES, Teacher
 from fewstep.core.models.settings import open_teacher
 from fewstep.core.process import Process
 from fewstep.core.recipe import RoleSpec
+from fewstep.video.clip_source import EncodedClips, open_clips
 from fewstep.video.evaluation import VideoMetrics
 from fewstep.video.frame_decoder import FrameDecoder
 from fewstep.video.image_set import BlankPictures, WithImages
@@ -45,9 +46,9 @@ class VideoDomain:
     def build(self, config: VideoConfig, specs: Sequence[RoleSpec], seed: int, device: torch.device | str) -> Problem:
         """Return the problem with every role built; UserError for what this domain cannot give."""
         teacher = find_teacher(config, weights=torch.device(device).type != "meta")
-        prompts, shown = load_prompts(config, teacher, device)
-        source = with_images(config, teacher, prompts, device)
         decoder = Decoder(teacher, config.model, device)
+        samples, shown = load_samples(config, teacher, decoder.encode, device)
+        source = with_images(config, teacher, samples, device)
 
         metrics = VideoMetrics(config.evaluation, teacher.size, decoder.decode, shown=shown, teacher=teacher)
 
@@ -66,7 +67,7 @@ class VideoDomain:
             config.roles,
             specs,
             source,
-            prompts.texts.null,
+            samples.texts.null,
             shown,
             evaluate=metrics.evaluate,
             render=render,
@@ -96,19 +97,32 @@ def find_teacher(config: VideoConfig, *, weights: bool = True) -> Teacher:
     return teacher
 
 
-def load_prompts(config: VideoConfig, teacher: Teacher, device: torch.device | str) -> tuple[TextSource, Shown]:
-    """Return the encoded prompts to train on, and those to look at students under; shapes only on the device meta."""
+def load_samples(
+    config: VideoConfig, teacher: Teacher, encode: Callable[[Tensor], Tensor], device: torch.device | str
+) -> tuple[TextSource, Shown]:
+    """Return samples to train on, their captions encoded, and the prompts to look at students under.
+
+    ``encode``: pixels in [-1, 1] to latents. Shapes only on the device meta.
+    """
+    data, clips = config.data, None
     if torch.device(device).type == "meta":
-        latents = config.data.source == "prepared"
-        blank, nothing = blank_source(teacher, DTYPES[config.model.dtype], pictures=latents)
+        keys = key_times_at(data.path) if data.source == "prepared" else ()
+        dtype, pictures = DTYPES[config.model.dtype], data.source != "prompts"
+        blank, nothing = blank_source(teacher, dtype, pictures=pictures, key_times=keys)
         return blank, shown_rows(nothing, [0])
     texts: Texts
-    if config.data.source == "prepared":
-        texts = Prepared(config.data.path, teacher)
+    if data.source == "prepared":
+        texts = Prepared(data.path, teacher)
+    elif data.source == "clips":
+        size = teacher.size
+        cut = data.clips((size.height, size.width), size.frames)
+        clips = open_clips(data.path, cut, column=data.column, reader=data.reader, max_bad_share=data.max_bad_share)
+        captions = [clips.caption(index) for index in range(len(clips))]
+        texts = encode_captions(teacher, captions, config.model, device)
     else:
-        prompts = config.data.prompts or read_prompts(config.data.path, config.data.column)
-        texts = encode_captions(teacher, prompts, config.model, device)
-    source = TextSource(texts, texts if isinstance(texts, Prepared) and texts.has_latents else None)
+        texts = encode_captions(teacher, data.prompts or read_prompts(data.path, data.column), config.model, device)
+    latents: Latents | None = texts if isinstance(texts, Prepared) and texts.has_latents else None
+    source = TextSource(texts, latents if clips is None else EncodedClips(clips, encode))
     return source, shown_prompts(texts, config.eval_prompts, teacher, config.model, device)
 
 

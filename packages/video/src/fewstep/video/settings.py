@@ -9,26 +9,46 @@ from fewstep.core.errors import check
 from fewstep.core.models.settings import ModelConfig
 from fewstep.core.networks.roles import RolesConfig
 from fewstep.video.evaluation import EvaluationConfig
+from fewstep.video.reading.sampling import ClipConfig, Short
 from fewstep.video.watching.watch import WatchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoDataConfig:
-    """Where prompts come from: a file of ``prompts``, or a folder ``prepared`` with embeddings and, perhaps, latents.
+    """Where samples come from: a file of ``prompts``, captioned ``clips``, or a folder that was ``prepared``.
 
-    ``path``: the file or folder; ``column``: of a table of prompts; ``prompts``: some in the config itself, instead.
+    Prompts are for methods that need no clips. Clips are read, cut and encoded while training, each epoch anew; what
+    `fewstep video prepare` wrote has that behind it. ``path``: the file or folder; ``column``: of captions in a table;
+    ``prompts``: some in the config itself, instead. Of clips: ``fps`` a second or every ``interval``-th frame,
+    ``start``, ``short`` (videos with too few frames), ``crop``, ``flip``, ``reader`` and ``max_bad_share`` (of damaged
+    files, above which a run stops) are those of `prepare`.
     """
 
-    source: Literal["prompts", "prepared"] = "prompts"
+    source: Literal["prompts", "clips", "prepared"] = "prompts"
     path: str = ""
     column: str = ""
     prompts: tuple[str, ...] = ()
+    fps: float = 0.0
+    interval: int = 1
+    start: Literal["random", "first", "centre"] = "random"
+    short: Short = "skip"
+    crop: Literal["random", "centre"] = "centre"
+    flip: bool = False
+    reader: Literal["auto", "av", "decord"] = "auto"
+    max_bad_share: float = 0.01
 
     def __post_init__(self) -> None:
         given = bool(self.path), bool(self.prompts)
         check(any(given), f"domain.data.path is missing: source={self.source} needs it")
         check(not all(given), "domain.data.path and domain.data.prompts: give one of the two")
         check(not self.prompts or self.source == "prompts", "domain.data.prompts belongs to source=prompts")
+        check(0 <= self.max_bad_share <= 1, f"domain.data.max_bad_share must be in [0, 1], got {self.max_bad_share:g}")
+        self.clips((1, 1), 1)  # refuses what is out of range
+
+    def clips(self, size: tuple[int, int], frames: int) -> ClipConfig:
+        """Return how clips of ``size`` (height, width) and so many frames are cut."""
+        cut = {name: getattr(self, name) for name in ("fps", "interval", "start", "short", "crop", "flip")}
+        return ClipConfig(frames=frames, size=size, **cut)
 
 
 @dataclass(frozen=True, kw_only=True)
