@@ -38,7 +38,7 @@ class WithFirstFrames:
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return len(self.source)  # type: ignore[arg-type]
+        return len(self.source)
 
     def batch(self, rng: Rng, device: torch.device | str) -> Batch:
         """Return the source's batch, the frames in its condition; UserError for data without clips, or short ones."""
