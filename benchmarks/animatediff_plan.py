@@ -56,5 +56,5 @@ def write_skeleton(folder: Path) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as where:
         write_skeleton(Path(where))
-        config = ["--config", "motion-consistency-animatediff", f"domain.teacher={where}"]
-        raise SystemExit(main(["plan", *config]))
+        config = ["motion-consistency-animatediff", "--domain", "video", f"domain.teacher={where}"]
+        raise SystemExit(main(["plan", *config, "--gpu-gib", "24"]))

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core.errors import check
-from fewstep.core.report.tables import cell, table
 from fewstep.video.metrics.motion import PER_SECOND, Motion, motion
 
 Better = Literal["lower", "higher"]
@@ -87,6 +86,8 @@ class Comparison:
 
     def text(self) -> str:
         """Return the table: the best of each column with ``*``, students out of competition with ``!`` and why."""
+        from fewstep.core.report.tables import cell, table  # brings the reports along
+
         winners = {metric: self.best(metric) for metric in self.better}
         shown: list[dict[str, Any]] = []
         for row in self.rows:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from fewstep.core.errors import UserError
+from fewstep.video.reading.arrays import Frames
 from fewstep.video.reading.info import ClipInfo, ClipSource, Limits, Unreadable
-from fewstep.video.reading.pyav import Frames
 from fewstep.video.reading.worker import KEEP, receive, send
 
 START_SECONDS = 120.0

@@ -7,7 +7,7 @@ those do not say which frame it is, the file is decoded from its start. Damage i
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,10 +17,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.video.reading.arrays import Allocate, Frames
 from fewstep.video.reading.info import MAX_PIXELS, ClipInfo, ClipSource, Unreadable
-
-Frames = npt.NDArray[np.uint8]
-Allocate = Callable[[tuple[int, ...]], Frames]
 
 # demuxers that may be used: no playlists, no image sequences, nothing that opens a second file
 FORMATS = (

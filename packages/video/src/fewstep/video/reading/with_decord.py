@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from fewstep.video.reading.arrays import Allocate, Frames
 from fewstep.video.reading.info import ClipSource, Unreadable
-from fewstep.video.reading.pyav import Allocate, Frames, probe
+from fewstep.video.reading.pyav import probe
 
 CODECS = frozenset({"h264", "hevc", "vp9", "mpeg4", "vp8", "mpeg2video", "ffv1", "mjpeg"})
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from fewstep.video.reading.arrays import Frames
 from fewstep.video.reading.info import ClipSource, Unreadable
-from fewstep.video.reading.pyav import Frames
 
 MAX_MESSAGE = 2**24
 LENGTH = 4  # bytes
