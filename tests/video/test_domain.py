@@ -103,7 +103,7 @@ def test_the_shipped_teacher_trains_students_on_clips_beside_pictures(world, sou
     config = ["--config", "motion-consistency-world", "--out", str(out)]
     assert run("train", *config, *SHORT, *data, *against) == 0
     assert (out / "previews" / "step-0000002.mp4").is_file()
-    assert run("eval", str(out), "--n", "4", "--steps", "2", "--teacher-steps", "3") == 0
+    assert run("eval", str(out), "-n", "4", "--steps", "2", "--teacher-steps", "3") == 0
     rows = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["rows"]
     assert len(rows) == 2
     assert all(rows[0][name] >= 0 for name in ("frechet_video", "frechet_frame", "motion_ratio", "found"))

@@ -1,4 +1,4 @@
-"""Activation checkpointing of networks: their own where they have it, block by block where they have none."""
+"""Activation checkpointing of networks: their own, or block by block where theirs does nothing."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
 def enable_checkpointing(network: nn.Module, blocks: Sequence[str], who: str) -> None:
     """Let a network recompute activations: as it knows itself, else in each of its ``blocks`` (paths).
 
-    Raises UserError, naming ``who``, for a network that has no such mode and no blocks either.
+    Raises UserError, naming ``who``, for a network that has no such mode.
     """
     enable = getattr(network, "enable_gradient_checkpointing", None)
+    if enable is None:
+        raise UserError(f"roles.checkpointing: the network of role '{who}' ({type(network).__name__}) has no such mode")
     # diffusers' UNet3DConditionModel has the switch, and blocks that do not look at it
-    if enable is not None and getattr(network, "_supports_gradient_checkpointing", True):
+    if getattr(network, "_supports_gradient_checkpointing", True):
         enable()
         return
-    if not blocks:
-        raise UserError(f"roles.checkpointing: the network of role '{who}' ({type(network).__name__}) has no such mode")
     for path in blocks:
         block = network.get_submodule(path)
         if not isinstance(block, CheckpointedBlock):
