@@ -36,7 +36,7 @@ def find_network(name: str, kind: str) -> Path:
             return folder
     if (given / "checkpoints").is_dir():
         raise UserError(f"{name}: this run has exported nothing yet; run `fewstep lidar export {name}` first")
-    raise UserError(f"no {kind} '{name}': {nearest(name, shipped(kind))} Or give the path of a folder")
+    raise UserError(f"no {kind} '{name}': give the path of a folder, or a name ({nearest(name, shipped(kind))})")
 
 
 def sampling_of(folder: Path) -> tuple[StepPlan | None, float]:

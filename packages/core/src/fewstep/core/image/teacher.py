@@ -50,7 +50,7 @@ def teacher_folder(name: str) -> Path:
             f"teacher '{name}': no {INDEX}, and no unet/ with scheduler/ there; give a whole diffusers pipeline, or a "
             "run's folder"
         )
-    raise UserError(f"no teacher '{name}': {nearest(name, shipped_teachers())} Or give the path of a folder")
+    raise UserError(f"no teacher '{name}': give the path of a folder, or a name ({nearest(name, shipped_teachers())})")
 
 
 def _check_whole(folder: Path) -> None:
