@@ -63,6 +63,14 @@ def test_folders_that_are_no_pipelines(refused, broken):
     assert "no model family 'sdd': did you mean 'sd'?" in train(refused, "domain.teacher=tiny:sdd")
 
 
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_weights_that_were_cut_off(refused, broken, part):
+    folder = broken()
+    weights = next((folder / part).glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:200])
+    assert f"{folder / part}: cannot be read as a" in train(refused, f"domain.teacher={folder}")
+
+
 def test_missing_and_pickled_components(refused, broken):
     for part in ("unet", "text_encoder", "vae", "scheduler"):
         folder = broken()

@@ -150,6 +150,8 @@ def spoiled(source: str, out: Path, *, config: dict | None = None, weights: str 
     (out / "config.json").write_text(json.dumps(found | (config or {})))
     if weights == "pickled":
         (out / "pytorch_model.bin").write_bytes(b"x")
+    elif weights == "cut off":
+        (out / "model.safetensors").write_bytes((Path(source) / "model.safetensors").read_bytes()[:200])
     elif weights:
         tensors = load_file(Path(source) / "model.safetensors")
         kept = {name: x for name, x in tensors.items() if weights not in name}
@@ -162,6 +164,7 @@ def spoiled(source: str, out: Path, *, config: dict | None = None, weights: str 
     [
         ({}, r"no safetensors there: download"),
         ({"weights": "pickled"}, "pickled"),
+        ({"weights": "cut off"}, "cannot be read"),
         ({"weights": "layer.1.norm1"}, r"lacks 2 weights of a Dinov2Model"),
         ({"weights": "none", "config": {"hidden_size": 32}}, "cannot be read"),
         ({"weights": "none", "config": {"model_type": "vit"}}, r"holds a vit, and dinov2"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fewstep.core.errors import UserError, check
@@ -36,7 +37,7 @@ class ClipScore:
             with quiet():
                 self.model: Any = CLIPModel.from_pretrained(path, use_safetensors=True, local_files_only=True).eval()
                 self.tokenizer: Any = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"domain.clip: {path} cannot be read ({str(error).splitlines()[0]})") from error
         self.size = int(self.model.config.vision_config.image_size)
         self.protocol = f"clip: 100 max(cosine, 0), {path.name}, bicubic to {self.size} pixels"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -113,7 +114,7 @@ def load_whole(kind: Any, folder: Path, field: str) -> Any:
             model, report = kind.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{field}: {folder} cannot be read ({line}): download it again") from error
     missing = sorted(report["missing_keys"])
