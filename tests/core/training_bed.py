@@ -21,7 +21,15 @@ from fewstep.core.training.config import load_config
 from fewstep.core.training.settings import RunConfig
 
 # whose shipped settings a family is trained under: its own, or those of an image family of its kind
-SETTINGS = {"sd": "sd15", "wan": "sd3", "ltx": "sd3", "hunyuan-video": "flux", "cogvideox": "sd15", "modelscope": "sd15", "animatediff": "sd15"}
+SETTINGS = {
+    "sd": "sd15",
+    "wan": "sd3",
+    "ltx": "sd3",
+    "hunyuan-video": "flux",
+    "cogvideox": "sd15",
+    "modelscope": "sd15",
+    "animatediff": "sd15",
+}
 RECIPES = {"sana": ("dmd2", "tdm", "consistency", "scm")}
 
 

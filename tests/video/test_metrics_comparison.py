@@ -33,7 +33,8 @@ def cut(clips: torch.Tensor) -> torch.Tensor:
         (discs(24, 3, speed=0.75), "slowed"),
         (TEACHER + 0.15 * noise(*TEACHER.shape).float(), "flickers"),
         (still(TEACHER) + 0.15 * noise(*TEACHER.shape).float(), "flickers"),
-        (2.5 * discs(24, 3), "restless"),
+        (2.5 * discs(24, 3), ""),  # in more contrast, as fast
+        (1.6 * discs(24, 3, speed=3), "restless"),
         (TEACHER.where(TEACHER < 0.5, torch.tensor(math.nan)), "not finite"),
     ],
 )
@@ -53,7 +54,7 @@ def test_where_the_teacher_stands_still_so_may_the_student():
 def test_limits_are_the_callers():
     slow = discs(24, 3, speed=0.75)
     assert judge(slow, TEACHER, MotionLimits(slow=0.05, still=0.01)).mark == ""
-    assert judge(slow, TEACHER, MotionLimits(still=0.9)).mark == "frozen"
+    assert judge(slow, TEACHER, MotionLimits(still=0.9, slow=0.9)).mark == "frozen"
 
 
 def comparison() -> Comparison:

@@ -27,9 +27,9 @@ class MotionLimits:
     """When a student's motion disqualifies it, beside the teacher's.
 
     ``still``: share of the teacher's motion energy under which it is frozen; ``slow``: under which it is slowed;
-    ``restless``: above which it is restless; ``flicker``: by how much its flicker may exceed the teacher's;
-    ``moving``: share of the teacher's dynamic degree under which it is frozen, too, since a few clips can carry the
-    whole energy.
+    ``restless``: above which it is restless, unless its speed, which contrast leaves alone, stays below the square root
+    of that; ``flicker``: by how much its flicker may exceed the teacher's; ``moving``: share of the teacher's dynamic
+    degree under which it is frozen, too, since a few clips can carry the whole energy.
     """
 
     still: float = 0.1
@@ -137,7 +137,7 @@ def weigh(student: Motion, teacher: Motion, limits: MotionLimits) -> Verdict:
     if own["flicker"] > real["flicker"] + limits.flicker:
         why = f"flickers: {own['flicker']:.2g} of its change is undone by the next frame ({real['flicker']:.2g})"
         return Verdict("flickers", why, *seen)
-    if energy > limits.restless:
+    if energy > limits.restless and speed > limits.restless**0.5:  # more contrast raises energy alone
         return Verdict("restless", f"restless: {energy:.2g} times the teacher's motion energy", *seen)
     return Verdict("", "", *seen)
 
