@@ -19,7 +19,7 @@ from fewstep.core.models.loading import Teacher
 from fewstep.core.models.student import PLAN_FILE
 from fewstep.core.process import RectifiedFlow
 
-VP = ("sd", "sdxl", "pixart", "cogvideox", "modelscope")
+VP = ("sd", "sdxl", "pixart", "cogvideox", "modelscope", "animatediff")
 GIVEN_GRID = ("wan", "ltx")  # pipelines that take no times of one's own
 
 
