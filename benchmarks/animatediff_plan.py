@@ -1,6 +1,6 @@
 """What a run of motion-consistency distillation at AnimateDiff's full size takes on one 24 GB card, from shapes alone.
 
-python benchmarks/animatediff_plan.py
+python benchmarks/animatediff_plan.py [settings of the config to change]
 
 Writes the configurations of Stable Diffusion 1.5 with motion modules (no weights), and plans the shipped config.
 The floor is the frozen base in bf16 plus the LoRA's float32 weights, gradients and two moments.
@@ -9,6 +9,7 @@ The floor is the frozen base in bf16 plus the LoRA's float32 weights, gradients 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -56,5 +57,5 @@ def write_skeleton(folder: Path) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as where:
         write_skeleton(Path(where))
-        config = ["motion-consistency-animatediff", "--domain", "video", f"domain.teacher={where}"]
+        config = ["motion-consistency-animatediff", "--domain", "video", f"domain.teacher={where}", *sys.argv[1:]]
         raise SystemExit(main(["plan", *config, "--gpu-gib", "24"]))

@@ -1,4 +1,4 @@
-"""The demo from end to end, on a handful of clips: every command it shows runs, and what it says is what it measured."""
+"""The demo from end to end on a handful of clips: every command it shows runs, and it says what it measured."""
 
 from __future__ import annotations
 

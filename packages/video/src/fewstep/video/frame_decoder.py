@@ -16,7 +16,8 @@ class FrameDecoder(nn.Module):
     """Decodes single latent frames through a teacher's autoencoder; gradients flow through, its weights are no
     parameters of this module.
 
-    ``recompute``: decode again in the backward pass instead of keeping activations, which are many times a frame.
+    ``recompute``: decode again in the backward pass, frame by frame and block by block, instead of keeping activations,
+    which are a thousand times a frame.
     """
 
     def __init__(self, decoder: Decoder, *, recompute: bool) -> None:
@@ -25,9 +26,12 @@ class FrameDecoder(nn.Module):
 
     def forward(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 v u"]:
         """Return frames in [-1, 1], float32."""
-        vae = self._decoder.ready().vae
+        vae: Any = self._decoder.ready().vae
         if self.recompute and torch.is_grad_enabled() and latents.requires_grad:
-            found: Any = checkpoint(self._decoded, vae, latents, use_reentrant=False)
+            if getattr(vae, "_supports_gradient_checkpointing", False) and not vae.is_gradient_checkpointing:
+                vae.enable_gradient_checkpointing()
+            pieces = torch.split(latents, 1)
+            found = torch.cat([checkpoint(self._decoded, vae, x, use_reentrant=False) for x in pieces])
         else:
             found = self._decoded(vae, latents)
         out: Tensor = found.squeeze(2).float()
