@@ -13,7 +13,7 @@ SHORT = ("train.eval_every=0", "train.preview_every=0", "train.ema.decay=0.8", "
 
 CELLS = {
     "tad-sr": Cell("tad-sr-photos", (1,), ("train.steps=25", "optim.lr=1e-3")),
-    "sinsr": Cell("sinsr-photos", (1,), ("train.steps=25", "optim.lr=1e-3")),
+    "sinsr": Cell("sinsr-photos", (1,), ("train.steps=60", "optim.lr=1e-3")),
 }
 
 
