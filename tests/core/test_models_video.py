@@ -216,3 +216,26 @@ def test_adapters_train_with_and_without_checkpointing_alike(name):
     assert sum(float(grad.abs().sum()) > 0 for grad in grads[0]) == len(grads[0]) // 2  # lora_B; lora_A waits for it
     for plain, again in zip(*grads, strict=True):
         assert_close(again, plain, rtol=1e-4, atol=1e-7)
+
+
+def kept_elements(name, checkpointing):
+    """How many elements of activations a student's forward pass keeps, inputs of recomputed parts apart."""
+    found = teacher(name)
+    denoiser, cond = found.denoiser(None), found.encode(PROMPTS).cond
+    config = RolesConfig(mode="lora", rank=2, checkpointing=checkpointing)
+    student = build_roles(denoiser, (RoleSpec("student", init="teacher"),), config, 0)["student"]
+    kept, weights = 0, {id(p) for p in student.backbone.network.parameters()}
+
+    def pack(x):
+        nonlocal kept
+        kept += 0 if id(x) in weights else x.numel()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        student.predict(torch.zeros(2, *found.shape), times(500.0, 2), cond)
+    return kept
+
+
+@pytest.mark.parametrize("name", ["modelscope", "animatediff"])
+def test_checkpointing_reaches_what_runs_over_frames(name):
+    assert kept_elements(name, True) < 0.25 * kept_elements(name, False)

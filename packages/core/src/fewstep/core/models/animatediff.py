@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.core.denoiser import Cond
 from fewstep.core.errors import UserError, check
@@ -35,6 +35,13 @@ class AnimateDiff(FramewiseVideo, StableDiffusion):
     summary: ClassVar[str] = "AnimateDiff on Stable Diffusion 1.5"
     pipelines: ClassVar[tuple[str, ...]] = ("AnimateDiffPipeline",)
     network_classes: ClassVar[tuple[str, ...]] = ("UNetMotionModel",)
+    # all that MCM's take (arXiv 2406.06890) but a motion module's proj_in and proj_out, called with an argument's name
+    # that PEFT's layers do not know
+    lora_targets: ClassVar[tuple[str, ...]] = (
+        "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2",
+        *(f"attentions.{index}.proj_{way}" for index in range(3) for way in ("in", "out")),
+        "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
+    )  # fmt: skip
     usual: ClassVar[Size] = Size(512, 512, 16)
 
     def check_folder(self, folder: PipelineFolder) -> None:
@@ -62,6 +69,14 @@ class AnimateDiff(FramewiseVideo, StableDiffusion):
         told = {} if embeds is None else {"prompt_embeds": embeds.repeat_interleave(x.shape[2], 0)}
         return self.unet(network, x, time, {**cond, **told}, None)
 
+    def kept(self, network: nn.Module) -> tuple[str, ...]:
+        """Return the motion modules outside the middle block, most of what a clip's activations are."""
+        return tuple(
+            path
+            for path, part in network.named_modules()
+            if type(part).__name__ == "AnimateDiffTransformer3D" and not path.startswith("mid_block")
+        )
+
     def pipeline_options(self) -> dict[str, Any]:
         """Return the settings of a pipeline without image prompts."""
         return {"feature_extractor": None, "image_encoder": None}
@@ -76,7 +91,7 @@ class AnimateDiff(FramewiseVideo, StableDiffusion):
                 in_channels=4,
                 out_channels=4,
                 block_out_channels=(16, 32),
-                layers_per_block=1,
+                layers_per_block=2,
                 down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
                 up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
                 cross_attention_dim=32,
@@ -85,7 +100,7 @@ class AnimateDiff(FramewiseVideo, StableDiffusion):
             )
             adapter = MotionAdapter(
                 block_out_channels=(16, 32),
-                motion_layers_per_block=1,
+                motion_layers_per_block=2,
                 motion_num_attention_heads=2,
                 motion_norm_num_groups=8,
             )

@@ -85,6 +85,10 @@ class PipelineBackbone(TimedBackbone):
         """Return the family's blocks."""
         return self.family.blocks(self.model)
 
+    def kept(self) -> tuple[str, ...]:
+        """Return the parts whose activations the family says diffusers' checkpointing would keep."""
+        return self.family.kept(self.model)
+
     def save(self, folder: Path) -> None:
         """Write the model as diffusers does."""
         model: Any = self.model

@@ -169,6 +169,10 @@ class Family(ABC):
         blocks = tuple(f"{path}:{self.stream}" if self.stream else path for path in self.blocks(network))
         return blocks if where == "blocks" else (blocks[len(blocks) // 2],)
 
+    def kept(self, network: nn.Module) -> tuple[str, ...]:
+        """Return the paths of parts whose activations diffusers' own checkpointing would keep."""
+        return ()
+
     def takes_guidance(self, network: Any) -> bool:
         """Return whether the network has an input for the guidance scale (``cond["guidance"]``)."""
         return False

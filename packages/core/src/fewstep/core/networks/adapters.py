@@ -236,6 +236,10 @@ class AdapterView(ExtensibleBackbone):
         """Return the blocks of the shared network, which are those of its backbone."""
         return self._inner.blocks() if isinstance(self._inner, ExtensibleBackbone) else super().blocks()
 
+    def kept(self) -> tuple[str, ...]:
+        """Return the parts of the shared network whose activations its own checkpointing would keep."""
+        return self._inner.kept() if isinstance(self._inner, ExtensibleBackbone) else ()
+
     def save(self, folder: Path) -> None:
         """Write the merged network, as the backbone itself is saved; UserError for a backbone that cannot be."""
         merged = merge(self)

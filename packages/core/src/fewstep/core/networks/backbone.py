@@ -49,6 +49,10 @@ class ExtensibleBackbone(Backbone):
         """Return the paths of the blocks within :attr:`network`, in the order they run: the units of sharding."""
         return listed_blocks(self.network)
 
+    def kept(self) -> tuple[str, ...]:
+        """Return the paths of parts within :attr:`network` whose activations its own checkpointing would keep."""
+        return ()
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write weights and configuration into a folder as safetensors and JSON."""

@@ -1,4 +1,4 @@
-"""Activation checkpointing of networks: their own, or block by block where theirs does nothing."""
+"""Activation checkpointing of networks: their own, and part by part where theirs does nothing."""
 
 from __future__ import annotations
 
@@ -34,19 +34,20 @@ def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (CheckpointedBlock, kind), {})
 
 
-def enable_checkpointing(network: nn.Module, blocks: Sequence[str], who: str) -> None:
+def enable_checkpointing(network: nn.Module, blocks: Sequence[str], who: str, left_out: Sequence[str] = ()) -> None:
     """Let a network recompute activations: as it knows itself, else in each of its ``blocks`` (paths).
 
-    Raises UserError, naming ``who``, for a network that has no such mode.
+    ``left_out``: the paths of parts whose activations its own way would keep; they are recomputed, too. Raises
+    UserError, naming ``who``, for a network that has no such mode.
     """
     enable = getattr(network, "enable_gradient_checkpointing", None)
     if enable is None:
         raise UserError(f"roles.checkpointing: the network of role '{who}' ({type(network).__name__}) has no such mode")
     # diffusers' UNet3DConditionModel has the switch, and blocks that do not look at it
-    if getattr(network, "_supports_gradient_checkpointing", True):
+    own = getattr(network, "_supports_gradient_checkpointing", True)
+    if own:
         enable()
-        return
-    for path in blocks:
+    for path in left_out if own else blocks:
         block = network.get_submodule(path)
         if not isinstance(block, CheckpointedBlock):
             block.__class__ = _checkpointed(type(block))  # type: ignore[arg-type]

@@ -181,7 +181,8 @@ def _checkpoint(roles: Mapping[str, Role]) -> None:
             continue
         backbone = role.backbone
         network = backbone.network if isinstance(backbone, ExtensibleBackbone) else backbone
-        enable_checkpointing(network, _blocks(backbone), name)
+        left_out = backbone.kept() if isinstance(backbone, ExtensibleBackbone) else ()
+        enable_checkpointing(network, _blocks(backbone), name, left_out)
         if isinstance(backbone, AdapterView):
             backbone.shared.find_checkpointing()
 
