@@ -1,4 +1,4 @@
-"""The video domain: text-to-video pipelines of diffusers as teachers, prompts as data, samples as latents."""
+"""The video domain: text-to-video pipelines of diffusers as teachers, clips or prompts as data, samples as latents."""
 
 from __future__ import annotations
 
@@ -32,10 +32,12 @@ from fewstep.video.watching.watch import make_watch
 
 
 class VideoDomain:
-    """Text-to-video: Wan, CogVideoX, HunyuanVideo and LTX pipelines, distilled from prompts alone."""
+    """Text-to-video pipelines of diffusers, distilled from clips, from latents, or from prompts alone."""
 
     name = "video"
-    summary = "text-to-video pipelines (Wan, CogVideoX, HunyuanVideo, LTX) distilled from prompts"
+    summary = (
+        "text-to-video pipelines (ModelScope, AnimateDiff, Wan, CogVideoX, HunyuanVideo, LTX) from clips or prompts"
+    )
     config_type: type = VideoConfig
     configs = Path(__file__).parent / "configs"
 
@@ -49,9 +51,7 @@ class VideoDomain:
         decoder = Decoder(teacher, config.model, device)
         samples, shown = load_samples(config, teacher, decoder.encode, device)
         source = with_images(config, teacher, samples, device)
-
         metrics = VideoMetrics(config.evaluation, teacher.size, decoder.decode, shown=shown, teacher=teacher)
-
         decode = Remembered(decoder.decode)
 
         def render(rows: Sequence[tuple[str, Tensor]], stem: Path) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fewstep.core.denoiser import Cond
 from fewstep.core.errors import UserError, check
 from fewstep.core.models.family import Config, Size
-from fewstep.core.models.files import PipelineFolder, quiet
+from fewstep.core.models.files import PipelineFolder, check_weights, download, quiet, read_json, readable
 from fewstep.core.models.modelscope import FramewiseVideo
 from fewstep.core.models.sd import StableDiffusion
 from fewstep.core.models.student import replacing
@@ -124,26 +124,42 @@ def join(pictures: str, adapter: str, out: Path) -> None:
     """Write one AnimateDiff pipeline of a Stable Diffusion 1.5 and a motion adapter, each a folder or a hub id.
 
     The scheduler becomes the one motion modules are trained with (linear betas). Raises UserError for parts that
-    cannot be read or do not fit together; nothing is left half-written.
+    cannot be read, are of another kind or do not fit together; nothing is left half-written.
     """
-    from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
+    from diffusers import AnimateDiffPipeline, DDIMScheduler, UNetMotionModel
 
+    base, motion = PipelineFolder.find(pictures), _motion_adapter(adapter)
+    kind = base.parts.get("unet", ("", "none"))[1]
+    check(
+        kind == "UNet2DConditionModel" and base.pipeline in StableDiffusion.pipelines,
+        f"{pictures}: a {base.pipeline} with a {kind}; motion modules go into a Stable Diffusion 1.5",
+    )
+    parts = {name: base.load(name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
     try:
         with quiet():
-            motion = MotionAdapter.from_pretrained(adapter, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{adapter}: no motion adapter ({str(error).splitlines()[0]})") from error
-    try:
-        with quiet():
-            pipe = AnimateDiffPipeline.from_pretrained(
-                pictures,
-                motion_adapter=motion,
-                scheduler=DDIMScheduler(**SCHEDULE),
-                feature_extractor=None,
-                image_encoder=None,
-                use_safetensors=True,
-            )
-    except (OSError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(f"{pictures} with {adapter}: {str(error).splitlines()[0]}") from error
+            parts["unet"] = UNetMotionModel.from_unet2d(parts["unet"], motion)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{adapter} does not fit {pictures}: {str(error).splitlines()[0]}") from error
     with replacing(out) as aside:
-        save_pipeline(AnimateDiffPipeline, aside, **pipe.components)
+        save_pipeline(
+            AnimateDiffPipeline,
+            aside,
+            **parts,
+            motion_adapter=motion,
+            scheduler=DDIMScheduler(**SCHEDULE),
+            feature_extractor=None,
+            image_encoder=None,
+        )
+
+
+def _motion_adapter(name: str) -> Any:
+    from diffusers import MotionAdapter
+
+    given = Path(name).expanduser()
+    folder = given if given.exists() else download(name, what="motion adapter")
+    check((folder / "config.json").is_file(), f"{name}: no config.json there; give the folder of a motion adapter")
+    kind = read_json(folder / "config.json").get("_class_name")
+    check(kind == "MotionAdapter", f"{name}: holds a {kind}; give the folder of a motion adapter")
+    check_weights(folder)
+    with quiet(), readable(folder, "MotionAdapter"):
+        return MotionAdapter.from_pretrained(folder, use_safetensors=True, local_files_only=True)

@@ -104,7 +104,7 @@ class PipelineFolder:
             options["dtype" if library == "transformers" else "torch_dtype"] = dtype or torch.float32
         elif library == "transformers" and (folder / "tokenizer.json").is_file():
             options["tokenizer_file"] = str(folder / "tokenizer.json")
-        with quiet(), _readable(folder, name):
+        with quiet(), readable(folder, name):
             loaded = kind.from_pretrained(folder, **options)
         return loaded.eval() if isinstance(loaded, nn.Module) else loaded
 
@@ -122,7 +122,7 @@ class PipelineFolder:
     def skeleton(self, part: str) -> nn.Module:
         """Return a module component without its weights: shapes on the meta device."""
         library, name = self.parts[part]
-        with torch.device("meta"), quiet(), _readable(self.path / part, name):
+        with torch.device("meta"), quiet(), readable(self.path / part, name):
             kind = _class(library, name, self.path / INDEX)
             if library == "diffusers":
                 made: nn.Module = kind.from_config(kind.load_config(self.path / part))
@@ -200,7 +200,8 @@ def _class(library: str, name: str, where: Path) -> Any:
 
 
 @contextmanager
-def _readable(folder: Path, name: str) -> Iterator[None]:
+def readable(folder: Path, name: str) -> Iterator[None]:
+    """Make one line of what a library says of a folder it cannot load a ``name`` from."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
