@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fewstep.core.image.autoencoder import restoration_error
 from fewstep.core.models.family import Size
 from fewstep.core.models.loading import Teacher
 from fewstep.video.world import DrawnWorld
@@ -52,6 +53,6 @@ def test_the_pipeline_is_read_as_a_teacher_of_the_worlds_clips(folder: Path) -> 
 @pytest.mark.slow
 def test_an_autoencoder_that_trains_longer_restores_better(folder: Path) -> None:
     held_out = made.frames(0, range(made.HELD_OUT, made.HELD_OUT + 64))
-    short = made.restoration_error(made.train_autoencoder(0, 2), held_out)
-    longer = made.restoration_error(made.train_autoencoder(0, 200, batch=8), held_out)
+    short = restoration_error(made.train_autoencoder(0, 2), held_out)
+    longer = restoration_error(made.train_autoencoder(0, 200, batch=8), held_out)
     assert longer < 0.5 * short

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fewstep.core.image.autoencoder import fit_autoencoder, restoration_error
 from fewstep.core.image.data import DataConfig, ImageSource, load_data
 from fewstep.core.models.student import replacing
 from fewstep.core.models.tiny import clip_text, clip_tokenizer, save_pipeline, seeded
@@ -69,15 +69,12 @@ def captioned_pipeline(out: Path, seed: int = 0) -> float:
             requires_safety_checker=False,
         )
     data = load_data(DataConfig(holdout=HOLDOUT))
-    return restoration_error(vae, data.reference[: len(data.reference) - len(data.source)])
+    held_out = data.reference[: len(data.reference) - len(data.source)]
+    return restoration_error(vae, held_out.expand(-1, 3, -1, -1))
 
 
 def train_autoencoder(seed: int, steps: int = 1500, batch: int = 128) -> Any:
-    """Return an AutoencoderKL of 8x8 pictures in colour and 4x4 latents, trained on four fifths of the digits.
-
-    Loss: squared error plus ``KL_WEIGHT`` times the divergence from unit normal noise, both per element; Adam, cosine
-    decay from 2e-3. ``scaling_factor`` gives latents unit spread.
-    """
+    """Return an AutoencoderKL of 8x8 pictures in colour and 4x4 latents, trained on four fifths of the digits."""
     from diffusers import AutoencoderKL
 
     with seeded(seed):
@@ -90,32 +87,17 @@ def train_autoencoder(seed: int, steps: int = 1500, batch: int = 128) -> Any:
             sample_size=8,
         )
     source = load_data(DataConfig(holdout=HOLDOUT)).source
-    optimizer = torch.optim.Adam(vae.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
-        rng = Rng.for_batch(seed, step, batch)
-        x = coloured(source, rng)
-        posterior = vae.encode(x).latent_dist
-        restored = vae.decode(posterior.mean + posterior.std * rng.normal_like("latent", posterior.mean)).sample
-        loss = (restored - x).square().mean() + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        schedule.step()
-    vae.eval().requires_grad_(False)
-    spread = vae.encode(coloured(source, Rng.for_batch(seed, steps, len(source)))).latent_dist.mean.std()
-    vae.register_to_config(scaling_factor=round(1 / float(spread), 4))
-    return vae
+    return fit_autoencoder(
+        vae,
+        lambda rng: coloured(source, rng),
+        seed=seed,
+        steps=steps,
+        batch=batch,
+        kl_weight=KL_WEIGHT,
+        spread_of=coloured(source, Rng.for_batch(seed, steps, len(source))),
+    )
 
 
 def coloured(source: ImageSource, rng: Rng) -> Float[Tensor, "b 3 h w"]:
     """Return a batch of a gray source in [-1, 1], in colour."""
     return source.batch(rng, "cpu").clean_samples("autoencoder").expand(-1, 3, -1, -1)
-
-
-@torch.no_grad()
-def restoration_error(vae: Any, gray: Float[Tensor, "n 1 h w"]) -> float:
-    """Return the root mean squared error of pictures in [-1, 1] that an autoencoder restores."""
-    x = gray.expand(-1, 3, -1, -1)
-    restored: Tensor = vae.decode(vae.encode(x).latent_dist.mean).sample
-    return float((restored - x).square().mean().sqrt())

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fewstep.core.image.autoencoder import fit_autoencoder, restoration_error
 from fewstep.core.models.student import replacing
 from fewstep.core.models.tiny import save_pipeline, seeded
-from fewstep.core.rng import Rng
 from fewstep.video.world.config import COLOURS, DIRECTIONS, GROUNDS, HIGH, LOW, NAMES, PACES, WorldConfig
 from fewstep.video.world.drawn import DrawnWorld
 
@@ -132,11 +132,7 @@ def frames(seed: int, indices: range) -> Float[Tensor, "b 3 h w"]:
 
 
 def train_autoencoder(seed: int, steps: int, batch: int = 32) -> Any:
-    """Return an AutoencoderKL of 32x32 frames and 8x8 latents, trained on the world's frames.
-
-    Loss: squared error plus ``KL_WEIGHT`` times the divergence from unit normal noise, both per element; Adam, cosine
-    decay from 2e-3. ``scaling_factor`` gives latents unit spread.
-    """
+    """Return an AutoencoderKL of 32x32 frames and 8x8 latents, trained on the world's frames."""
     from diffusers import AutoencoderKL
 
     with seeded(seed):
@@ -149,28 +145,13 @@ def train_autoencoder(seed: int, steps: int, batch: int = 32) -> Any:
             mid_block_add_attention=False,
             sample_size=TEACHER_WORLD.height,
         )
-    optimizer = torch.optim.Adam(vae.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
-        rng = Rng.for_batch(seed, step, batch)
-        x = frames(seed, range(step * batch, (step + 1) * batch))
-        posterior = vae.encode(x).latent_dist
-        restored = vae.decode(posterior.mean + posterior.std * rng.normal_like("latent", posterior.mean)).sample
-        loss = (restored - x).square().mean() + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    vae.eval().requires_grad_(False)
-    with torch.no_grad():
-        spread = vae.encode(frames(seed, range(1024))).latent_dist.mean.std()
-    vae.register_to_config(scaling_factor=round(1 / float(spread), 4))
-    return vae
-
-
-@torch.no_grad()
-def restoration_error(vae: Any, x: Float[Tensor, "n 3 h w"]) -> float:
-    """Return the root mean squared error of frames in [-1, 1] that an autoencoder restores."""
-    restored: Tensor = vae.decode(vae.encode(x).latent_dist.mean).sample
-    return float((restored - x).square().mean().sqrt())
+    return fit_autoencoder(
+        vae,
+        lambda rng: frames(seed, range(rng.step * batch, (rng.step + 1) * batch)),
+        seed=seed,
+        steps=steps,
+        batch=batch,
+        kl_weight=KL_WEIGHT,
+        spread_of=frames(seed, range(1024)),
+        grad_clip=1.0,
+    )
