@@ -126,7 +126,8 @@ def join(pictures: str, adapter: str, out: Path) -> None:
     The scheduler becomes the one motion modules are trained with (linear betas). Raises UserError for parts that
     cannot be read, are of another kind or do not fit together; nothing is left half-written.
     """
-    from diffusers import AnimateDiffPipeline, DDIMScheduler, UNetMotionModel
+    with quiet():  # importing it tells what of it wants torchvision
+        from diffusers import AnimateDiffPipeline, DDIMScheduler, UNetMotionModel
 
     base, motion = PipelineFolder.find(pictures), _motion_adapter(adapter)
     kind = base.parts.get("unet", ("", "none"))[1]

@@ -95,8 +95,7 @@ class PipelineFolder:
         library, name = self.parts[part]
         folder = self.path / part
         check(folder.is_dir(), f"{self.path}: component '{part}' is missing: download the folder again")
-        with quiet():
-            kind = _class(library, name, self.path / INDEX)
+        kind = _class(library, name, self.path / INDEX)
         options: dict[str, Any] = {"local_files_only": True}
         if issubclass(kind, nn.Module):
             check_weights(folder, self.variant)
@@ -114,10 +113,8 @@ class PipelineFolder:
 
     def module_class(self, part: str) -> type:
         """Return a component's class; UserError when the installed library has none of that name."""
-        library, name = self.parts[part]
-        with quiet():
-            found: type = _class(library, name, self.path / INDEX)
-            return found
+        found: type = _class(*self.parts[part], self.path / INDEX)
+        return found
 
     def skeleton(self, part: str) -> nn.Module:
         """Return a module component without its weights: shapes on the meta device."""
@@ -193,7 +190,8 @@ def _class(library: str, name: str, where: Path) -> Any:
     import diffusers
     import transformers
 
-    found = getattr({"diffusers": diffusers, "transformers": transformers}[library], name, None)
+    with quiet():  # importing a pipeline tells what of it wants torchvision
+        found = getattr({"diffusers": diffusers, "transformers": transformers}[library], name, None)
     if not isinstance(found, type) or not hasattr(found, "from_pretrained"):
         raise UserError(f"{where}: unknown class '{name}': the installed {library} has none of that name, upgrade it")
     return found
