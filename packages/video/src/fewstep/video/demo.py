@@ -29,7 +29,6 @@ MEASURE = "frames to pictures"
 COLUMNS = {
     "frechet_frame": MEASURE,
     "frechet_video": "clips to clips",
-    "motion_ratio": "motion",
     "speed_ratio": "speed",
     "direction_distance": "direction off",
 }
@@ -93,10 +92,15 @@ def measure(opened: Opened) -> tuple[list[dict[str, Any]], list[tuple[str, Tenso
 def verdict(rows: list[dict[str, Any]]) -> str:
     """Return what the table says, in a sentence."""
     slow, _, mine, *_ = rows
+    moves = (
+        f"things move at {mine['speed']:.2f} of their true speed (the teacher's {slow['speed']:.2f}), "
+        if "speed" in mine and "speed" in slow  # not where nothing was found to move
+        else ""
+    )
     return (
         f"In {mine['steps']} steps the student's frames are at {mine[MEASURE] / slow[MEASURE]:.2f} of the distance to "
-        f"the pictures that its teacher's have after {slow['steps']}, with {mine['motion']:.2f} of the clips' motion "
-        f"(the teacher {slow['motion']:.2f}), {slow['ms/clip'] / mine['ms/clip']:.0f} times as fast."
+        f"the pictures that its teacher's have after {slow['steps']}; {moves}and a clip takes "
+        f"1/{slow['ms/clip'] / mine['ms/clip']:.0f} of the time."
     )
 
 
