@@ -18,7 +18,6 @@ from fewstep.core.networks.experts import RoutedExperts
 from fewstep.core.prediction import Kind, Prediction
 from fewstep.core.process import EDM, VP, Process, RectifiedFlow, times
 from fewstep.core.recipe import Actors, Batch
-from fewstep.core.recipes import BUILT_IN
 from fewstep.core.rng import Rng
 from fewstep.core.sampling import run_plan
 from fewstep.core.solvers import Move, find_solver
@@ -32,7 +31,6 @@ FLOW = RectifiedFlow()
 THEIRS = {"shift": 17.0, "end": 0.001}
 SHAPE = (2, 5, 3, 3)
 ALONE = JudgeConfig(adversarial_weight=0.0, feature_weight=0.0)
-BUILT_IN.setdefault("dcm", ("fewstep.video.recipes.dcm", "DCM"))
 
 
 def settings_of(**changes) -> DCMConfig:

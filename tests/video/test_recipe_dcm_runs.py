@@ -23,7 +23,6 @@ from fewstep.core.networks.discriminator import DiscriminatorConfig
 from fewstep.core.networks.experts import TwoExperts
 from fewstep.core.networks.roles import RolesConfig
 from fewstep.core.process import times
-from fewstep.core.recipes import BUILT_IN
 from fewstep.core.rng import Rng
 from fewstep.core.training.config import load_config
 from fewstep.core.training.feed import Feed
@@ -32,7 +31,6 @@ from fewstep.core.training.world import World
 from fewstep.video.recipes.dcm import DCM
 from fewstep.video.recipes.target_judge import Ends
 
-BUILT_IN.setdefault("dcm", ("fewstep.video.recipes.dcm", "DCM"))
 
 
 @pytest.fixture(autouse=True)
