@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fewstep.core.check import Claims, LawResult, format_results, run
+from fewstep.core.check.declarations import claims_of
 from fewstep.core.errors import UserError
 from fewstep.core.guidance import Guided
 from fewstep.core.losses.integral import diff_instruct_loss
@@ -53,6 +54,12 @@ def test_every_recipe_holds_on_the_table_of_stable_diffusion(name):
     checked = holds(name)
     assert {"gradients reach the trained roles", "pieces of a batch are the whole", "finite at both ends"} <= checked
     assert name in ("diffusion", "diffusion-dpo") or "guidance convention" in checked
+
+
+def test_settings_that_leave_trajectories_to_the_data_are_checked_with_ones_made_here():
+    recipe = find_recipe("accvideo")
+    for own, instead in ((0, {"segment_steps": 10}), (7, {})):
+        assert claims_of(recipe, recipe.config_type(segment_steps=own)).instead == instead
 
 
 PROCESSES = {
@@ -108,6 +115,7 @@ def test_recipes_hold_under_other_processes(name, process):
         pytest.param("sds", {"variant": "x0"}, marks=pytest.mark.slow),
         pytest.param("diffusion", {"weighting": "min_snr", "label_dropout": 0.1}, marks=pytest.mark.slow),
         ("consistency", {"boundary": "lcm"}),
+        pytest.param("accvideo", {"student_steps": 4, "segment_steps": 0}, marks=pytest.mark.slow),
         ("consistency", {"boundary": "jump", "target": "ema"}),
         pytest.param("consistency", {"mode": "training", "weight": "gap"}, marks=pytest.mark.slow),
         ("consistency", {"guidance_scale": 2.0, "guidance_max": 8.0, "solver": "heun"}),

@@ -23,6 +23,7 @@ CELLS = {
 }
 
 
+@pytest.mark.slow  # tests/lidar/test_training.py has a shorter one
 @pytest.mark.parametrize("recipe", CELLS)
 def test_a_short_training_beats_the_teacher_at_the_same_steps(recipe, tmp_path):
     cell, run = CELLS[recipe], tmp_path / "run"

@@ -92,7 +92,10 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+LONG = ("losers count 0", "losers count 1", "sid", "dmd2")  # kin of "losers count 0.5" and "scorelidar"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in METHODS])
 def test_a_method_trains_its_roles_exports_and_completes(name, teacher, tmp_path):
     method, settings, roles = METHODS[name]
     run, before = tmp_path / "run", load_denoiser(teacher / "export").state_dict()

@@ -17,7 +17,7 @@ CELLS = {
 }
 
 
-@pytest.mark.parametrize("recipe", CELLS)
+@pytest.mark.parametrize("recipe", ["tad-sr", pytest.param("sinsr", marks=pytest.mark.slow)])
 def test_a_short_training_beats_the_teacher_at_the_same_steps(recipe, tmp_path):
     cell, run = CELLS[recipe], tmp_path / "run"
     assert restoration("train", "--config", cell.config, "--out", run, *cell.overrides, *SHORT) == 0

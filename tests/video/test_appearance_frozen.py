@@ -16,13 +16,16 @@ from fewstep.core.data.source import EncodedTexts, TextSource
 from fewstep.core.errors import UserError
 from fewstep.core.models.tiny import CHARACTERS, clip_tokenizer, seeded
 from fewstep.core.networks.roles import RolesConfig, build_roles
+from fewstep.core.planning.plan import plan
 from fewstep.core.process import VP
 from fewstep.core.recipe import Actors, Batch
 from fewstep.core.rng import Rng
+from fewstep.core.training.config import load_config
 from fewstep.video.appearance.augment import crop_frames
 from fewstep.video.appearance.captions import CaptionEncoder, ToldCaptions
 from fewstep.video.appearance.discriminator import FrameDiscriminatorConfig
 from fewstep.video.appearance.frozen import IMAGENET, frozen_backbone
+from fewstep.video.domain import DOMAIN
 from fewstep.video.recipes.appearance import Appearance, AppearanceConfig, frame_discriminator
 from fewstep.video.recipes.motion_consistency import MotionConsistency, MotionConsistencyConfig
 
@@ -99,7 +102,7 @@ def test_heads_learn_frames_get_gradients_and_the_network_none(folders, name):
     assert bool(x.grad.any())
     assert all(bool(p.grad is not None) for p in discriminator.parameters())
     assert all(name.startswith("heads.") for name in discriminator.state_dict())
-    backbone = discriminator._held[0]
+    backbone = discriminator.held[0]
     assert not backbone.training
     assert all(p.grad is None and not p.requires_grad for p in backbone.parameters())
 
@@ -194,6 +197,21 @@ def test_a_path_that_is_nothing_is_one_line(tmp_path):
 def test_settings_that_cannot_be(changes):
     with pytest.raises(UserError, match="appearance"):
         AppearanceConfig(**changes)
+
+
+def test_a_plan_counts_the_frozen_network_and_reads_no_weights(folders, tmp_path):
+    for name in NAMES:
+        bare = tmp_path / name
+        bare.mkdir()
+        (bare / "config.json").write_bytes((Path(folders[name]) / "config.json").read_bytes())
+        own = frozen_backbone(name, folders[name])
+        data = ["domain.data.path=", "domain.data.source=clips", f"domain.data.path={tmp_path}"]
+        told = [f"recipe.appearance.{key}" for key in (f"backbone={name}", f"backbone_path={bare}")]
+        found = plan(load_config("motion-consistency-modelscope-tiny", [*data, *told], domain=DOMAIN))
+        role = next(role for role in found.roles if role.name == "discriminator")
+        frozen = sum(x.numel() for x in (*own.parameters(), *own.buffers()))
+        assert role.parameters - role.trained >= frozen
+        assert role.parameters - role.trained < 1.1 * frozen + 2000  # the heads' spectral norms have vectors
 
 
 # ---------------------------------------------------------------- captions

@@ -94,7 +94,7 @@ SHORT = ["train.steps=2", "train.batch=2", "train.preview_every=2", "train.previ
 SHORT += ["train.checkpoint_every=0", "optim.warmup=0", "train.ema.kind=none", "train.sample_steps=[2]"]
 
 
-@pytest.mark.parametrize("source", ["prepared", "clips"])
+@pytest.mark.parametrize("source", ["clips", pytest.param("prepared", marks=pytest.mark.slow)])
 def test_the_shipped_teacher_trains_students_on_clips_beside_pictures(world, source, tmp_path, caplog):
     out, drawn = tmp_path / "run", world / "drawn"
     path = world / "latents" if source == "prepared" else drawn / "videos"

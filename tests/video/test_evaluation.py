@@ -202,8 +202,11 @@ def test_limits_that_cannot_be(changes):
 
 def test_what_cannot_be_measured_is_said(world, tmp_path):
     clips, captions = drawn()
-    with pytest.raises(UserError, match="not finite"):
-        metrics_of().evaluate(clips / 0, {})
+    one = clips.clone()
+    one[0, 0, 0, 0, 0] = torch.nan
+    assert metrics_of().evaluate(one, {}) == {"refused": pytest.approx(1 / len(clips))}
+    assert metrics_of().evaluate(clips / 0, {}) == {"refused": 1.0}
+    assert "refused" not in metrics_of().evaluate(clips, {})
     with pytest.raises(UserError, match="I3D needs"):
         metrics_of(clips=str(world), i3d=str(world / "world.json"))
     with pytest.raises(UserError, match=r"config\.json"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from core.gaussian_bed import MEAN, STD, ExactConsistency, ExactGaussian
@@ -25,7 +27,7 @@ from fewstep.core.solvers import Move, find_solver
 from fewstep.video.appearance.discriminator import FrameDiscriminatorConfig
 from fewstep.video.motion.head import MotionHeadConfig
 from fewstep.video.motion.representation import MotionConfig
-from fewstep.video.recipes.appearance import AppearanceConfig
+from fewstep.video.recipes.appearance import AppearanceConfig, PenaltyAdaptation
 from fewstep.video.recipes.motion_consistency import MotionConsistency, MotionConsistencyConfig
 
 SHAPE = (3, 4, 8, 8)
@@ -376,6 +378,35 @@ def test_images_of_another_size_are_refused_by_the_penalty_in_one_line():
     larger = {**batch.cond, "images": torch.zeros(2, 1, 3, 16, 16)}
     with pytest.raises(UserError, match="frames' size"):
         recipe.loss("discriminator", Batch(2, larger, batch.x0), rng, 0)
+
+
+def test_the_penalty_s_weight_grows_five_times_when_it_is_steep_and_has_waited():
+    """On the sheet's rule: penalties of 100 and more, no sooner than ``patience`` steps after the last change."""
+    seen = AppearanceConfig(penalty_weight=0.5, penalty_growth=5.0, penalty_limit=100.0, penalty_patience=3)
+    adaptation, weights = PenaltyAdaptation(seen), []
+    for penalty in (200.0, 200.0, 200.0, 200.0, 99.0, 99.0, 99.0, 300.0, 300.0):
+        half = torch.tensor([penalty, penalty])  # of which the step's mean is what counts
+        for part in (half + 50, half - 50):
+            adaptation.see(part)
+        adaptation.after_step(None)
+        weights.append(adaptation.weight)
+    assert weights == [0.5, 0.5, 2.5, 2.5, 2.5, 2.5, 2.5, 12.5, 12.5]
+    again = PenaltyAdaptation(seen)
+    again.load_state(adaptation.state())
+    assert (again.weight, again.since) == (12.5, 1)
+    with pytest.raises(UserError, match="penalty_growth"):
+        again.load_state({})
+
+
+def test_a_grown_weight_is_the_loss_s_and_in_the_checkpoint():
+    steep = {"penalty_weight": 0.5, "penalty_growth": 5.0, "penalty_limit": 1e-9, "penalty_patience": 1}
+    recipe = make(settings_of(appearance=replace(SEEN, **steep)))
+    rng = Rng.for_batch(0, 0, 2)
+    assert recipe.loss("discriminator", clips(rng), rng, 0).weights["penalty"] == 0.5
+    recipe.after_step(0)
+    assert recipe.loss("discriminator", clips(rng), rng, 1).weights["penalty"] == 2.5
+    assert recipe.state()["penalty"].tolist() == [2.5, 0.0]
+    assert make(settings_of(appearance=SEEN)).state() == {}
 
 
 def test_micro_batches_see_the_same_losses():

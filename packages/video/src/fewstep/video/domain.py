@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ from fewstep.video.image_to_video import (
     without_stock_exports,
 )
 from fewstep.video.previews import Remembered, write_previews
+from fewstep.video.recipes.appearance import frame_discriminator
 from fewstep.video.settings import VideoConfig
 from fewstep.video.shipped import shipped_teachers, teacher_path
 from fewstep.video.watching.watch import make_watch
@@ -63,6 +65,8 @@ class VideoDomain:
         encoder = find_encoder(config, teacher, samples.texts, specs, device)
         if encoder is not None:
             samples.texts = ToldCaptions(samples.texts, encoder)
+        if torch.device(device).type == "meta":
+            specs = [judging_shapes(spec) for spec in specs]
         given = config.given_frames
         frames = with_first_frames(samples, given, config.given_none) if given else samples
         source = with_images(config, teacher, frames, device, encoder)
@@ -121,6 +125,14 @@ def find_teacher(config: VideoConfig, *, weights: bool = True) -> Teacher:
 def judges_frames(specs: Sequence[RoleSpec]) -> bool:
     """Return whether a recipe has a discriminator of single frames."""
     return any(spec.name == "discriminator" and spec.build is not None for spec in specs)
+
+
+def judging_shapes(spec: RoleSpec) -> RoleSpec:
+    """Return a role whose frozen image network, where it has one, is shapes only."""
+    build = spec.build
+    if not (isinstance(build, partial) and build.func is frame_discriminator):
+        return spec
+    return replace(spec, build=partial(build, shapes=True))
 
 
 def find_encoder(

@@ -34,7 +34,8 @@ class Claims:
     ``map``: of an exact student. ``apart``: how far a network that starts as a copy of the teacher is moved from it,
     where the loss of two equal ones is a constant that shows nothing.
     ``late``: laws are about the loss after all warm-ups, not about its first step. ``plain``: fields of the config set
-    to values under which the claims are exact.
+    to values under which the claims are exact. ``instead``: fields set for all laws, which have no prepared data to
+    stand in for them.
     """
 
     family: Family = "other"
@@ -50,6 +51,7 @@ class Claims:
     apart: float = 0.0
     late: bool = True
     plain: dict[str, Any] = field(default_factory=dict)
+    instead: dict[str, Any] = field(default_factory=dict)
 
 
 def _sid(config: Any) -> Claims:
@@ -98,6 +100,11 @@ def _tcd(config: Any) -> Claims:
     return Claims("trajectory", map="phase", plain={"num_knots": max(250, config.num_knots), **told})
 
 
+def _accvideo(config: Any) -> Claims:
+    own = {} if config.segment_steps else {"segment_steps": 10}  # trajectories come with the data
+    return Claims("trajectory", terms=("trajectory",), map="segment", plain={"segment_steps": 60}, instead=own)
+
+
 _TABLE: dict[str, Claims | Callable[[Any], Claims]] = {
     "diffusion": Claims("denoising"),
     "sds": _sds,
@@ -118,7 +125,7 @@ _TABLE: dict[str, Claims | Callable[[Any], Claims]] = {
     "tcd": _tcd,
     "scm": Claims("trajectory", map="clean"),
     "progressive": Claims("trajectory", map="two_steps", late=False),
-    "accvideo": Claims("trajectory", terms=("trajectory",), map="segment", plain={"segment_steps": 60}),
+    "accvideo": _accvideo,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from fewstep.core.check.conduct import conduct_laws
@@ -25,8 +26,9 @@ def run(recipe_type: type[Recipe], config: Any, process: Process | None = None) 
     Networks are replaced by exact denoisers of known laws, and students by maps of few parameters, so that the right
     answer is known: no data, no training, seconds. Raises UserError when config and process do not go together.
     """
-    case = Case(recipe_type, config, process or VP.scaled_linear(), claims_of(recipe_type, config))
-    results, claims = conduct_laws(case), case.claims
+    claims = claims_of(recipe_type, config)
+    case = Case(recipe_type, replace(config, **claims.instead), process or VP.scaled_linear(), claims)
+    results = conduct_laws(case)
     if any("one value" in result.name and not result.passed for result in results):
         return results
     if claims.family == "generator":

@@ -255,7 +255,7 @@ def _roles(trainer: Trainer, tracker: Tracker) -> Iterator[RoleMemory]:
         module = trainer.cast.modules.get(spec.name)
         if module is None:
             continue
-        weights = new(_tensors([module]))
+        weights = new(_tensors([module, *getattr(module, "held", ())]))  # held: networks it uses and does not own
         if spec.init == "frozen":  # a view of a base has no weights of its own
             weights += new(_tensors(networks_of(trainer.problem.actors, [spec])))
         yield _role(spec.name, weights, trainer, tracker)

@@ -148,7 +148,7 @@ class FrameDiscriminator(nn.Module):
         if frozen:
             freeze(backbone)
         self.trunk = None if frozen else backbone
-        self._held = (backbone,)  # a tuple is not registered: whoever made a frozen backbone moves it
+        self.held = (backbone,)  # a tuple is not registered: whoever made a frozen backbone moves it
 
     @property
     def told(self) -> int:
@@ -160,11 +160,11 @@ class FrameDiscriminator(nn.Module):
     @property
     def side(self) -> int:
         """The backbone's, see there."""
-        return self._held[0].side
+        return self.held[0].side
 
     def features(self, frames: Float[Tensor, "n c h w"]) -> list[Tensor]:
         """Return the backbone's features, "n k p" each."""
-        found: list[Tensor] = self._held[0](frames)
+        found: list[Tensor] = self.held[0](frames)
         return found
 
     def head_logits(self, features: Sequence[Tensor], caption: Float[Tensor, "n e"] | None) -> Float[Tensor, "n p"]:

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from fewstep.core.errors import UserError, check
 from fewstep.core.image.clip import MEAN, STD
-from fewstep.core.models.files import check_weights, download, quiet, read_json
+from fewstep.core.models.files import check_weights, download, quiet, read_json, readable
 from fewstep.core.networks.freezing import freeze
 from fewstep.core.networks.taps import tapped
 from fewstep.video.appearance.discriminator import FrameBackbone
@@ -75,17 +75,21 @@ class FrozenBackbone(FrameBackbone):
         return ((x + 1) / 2 - self.mean) / self.std
 
 
-def frozen_backbone(name: FrozenName, path: str, blocks: Sequence[int] = ()) -> FrozenBackbone:
+def frozen_backbone(name: FrozenName, path: str, blocks: Sequence[int] = (), *, shapes: bool = False) -> FrozenBackbone:
     """Return the network in a folder, or of a hub id, which is then downloaded.
 
-    DINOv2 sees at most 224 pixels a side, CLIP its own size. Raises UserError for another model, and for a folder
-    without all of its weights in safetensors.
+    DINOv2 sees at most 224 pixels a side, CLIP its own size. ``shapes``: on the device meta, its weights neither read
+    nor downloaded. Raises UserError for another model, and for a folder without all of its weights in safetensors.
     """
     import transformers
 
-    folder = find_model(path, TYPES[name], FIELD)
-    kind = transformers.Dinov2Model if name == "dinov2" else transformers.CLIPVisionModel
-    model = load_whole(kind, folder, FIELD)
+    folder = find_model(path, TYPES[name], FIELD, weights=not shapes)
+    kind: Any = transformers.Dinov2Model if name == "dinov2" else transformers.CLIPVisionModel
+    if shapes:
+        with torch.device("meta"), quiet(), readable(folder, kind.__name__):
+            model = kind(kind.config_class.from_pretrained(folder)).eval()
+    else:
+        model = load_whole(kind, folder, FIELD)
     patch, own = int(model.config.patch_size), int(model.config.image_size)
     side = own if name == "clip" else max(patch, min(own, MOST) // patch * patch)
     return FrozenBackbone(model, blocks, side, *(IMAGENET if name == "dinov2" else (MEAN, STD)))

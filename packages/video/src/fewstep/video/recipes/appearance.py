@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from fewstep.core.denoiser import Cond
 from fewstep.core.errors import UserError, check
 from fewstep.core.losses.adversarial import Unpaired, discriminator_loss, generator_loss, interpolate
 from fewstep.core.recipe import Actors, LossTerms
+from fewstep.core.recipes.running import RunningMeans
 from fewstep.core.rng import Rng
 from fewstep.core.tensors import sample_mean
 from fewstep.video.appearance.augment import DRAWS, augment_frames, crop_frames
@@ -35,7 +37,9 @@ class AppearanceConfig:
     ``weight``: of the student's adversarial loss beside the motion loss; 0: no discriminator. ``start``: the step from
     which the student feels it. ``real``: ``images`` of the image set, or frames of the training clips themselves
     (``clip``: distillation alone). ``frames``: of each clip that are looked at. ``loss``: MCM's clamped loss is
-    ``hinge`` less a constant. ``penalty_weight``: of the gradient penalty. ``augment``: frames and images before they
+    ``hinge`` less a constant. ``penalty_weight``: of the gradient penalty; ``penalty_growth``: what it is multiplied by
+    whenever the penalty is ``penalty_limit`` or more and ``penalty_patience`` steps have passed since the last time
+    (1: it stays; MCM: 5). ``augment``: frames and images before they
     are seen. ``backbone``: the network whose features are judged, a small one that learns (``conv``), or a frozen
     image network at ``backbone_path``, a folder or a hub id: DINOv2, as in MCM, or CLIP; ``backbone_blocks``: after
     which of its blocks (none named: four, evenly spread). ``crop_share``: of the steps at which frames and images
@@ -49,6 +53,9 @@ class AppearanceConfig:
     frames: int = 2
     loss: Unpaired = "hinge"
     penalty_weight: float = 1e-5
+    penalty_growth: float = 1.0
+    penalty_limit: float = 100.0
+    penalty_patience: int = 500
     augment: bool = True
     backbone: Literal["conv", "dinov2", "clip"] = "conv"
     backbone_path: str = ""
@@ -60,6 +67,9 @@ class AppearanceConfig:
         check(self.weight >= 0, f"appearance.weight must not be negative, got {self.weight:g}")
         check(self.frames >= 1, f"appearance.frames must be at least 1, got {self.frames}")
         check(self.penalty_weight >= 0, f"appearance.penalty_weight must not be negative, got {self.penalty_weight:g}")
+        check(self.penalty_growth >= 1, f"appearance.penalty_growth must be at least 1, got {self.penalty_growth:g}")
+        check(self.penalty_limit > 0, f"appearance.penalty_limit must be positive, got {self.penalty_limit:g}")
+        check(self.penalty_patience >= 1, f"appearance.penalty_patience starts at 1, got {self.penalty_patience}")
         check(0 <= self.crop_share <= 1, f"appearance.crop_share must be in [0, 1], got {self.crop_share:g}")
         check(
             self.backbone == "conv" or bool(self.backbone_path),
@@ -71,11 +81,14 @@ class AppearanceConfig:
         )
 
 
-def frame_discriminator(config: AppearanceConfig, seed: int) -> FrameDiscriminator:
-    """Return the discriminator of a config; UserError for a frozen network that cannot be read."""
+def frame_discriminator(config: AppearanceConfig, seed: int, *, shapes: bool = False) -> FrameDiscriminator:
+    """Return the discriminator of a config; UserError for a frozen network that cannot be read.
+
+    ``shapes``: a frozen network's weights are neither read nor downloaded.
+    """
     if config.backbone == "conv":
         return conv_discriminator(config.discriminator, seed)
-    backbone = frozen_backbone(config.backbone, config.backbone_path, config.backbone_blocks)
+    backbone = frozen_backbone(config.backbone, config.backbone_path, config.backbone_blocks, shapes=shapes)
     return FrameDiscriminator(backbone, config.discriminator, frozen=True, seed=seed)
 
 
@@ -84,6 +97,40 @@ class _Seen(NamedTuple):
 
     frames: Tensor
     caption: Tensor | None
+
+
+class PenaltyAdaptation:
+    """The weight of the gradient penalty, which grows while the discriminator is too steep, as in MCM's code.
+
+    Judged is a step's mean over the global batch. ``since``: steps since the weight last grew.
+    """
+
+    def __init__(self, config: AppearanceConfig) -> None:
+        self.config, self.weight, self.since = config, config.penalty_weight, 0
+        self._mean = RunningMeans(torch.zeros(1), 0.0)
+
+    def see(self, penalty: Float[Tensor, " b"]) -> None:
+        """Take note of a micro-batch's penalties."""
+        self._mean.add(penalty, torch.zeros(len(penalty), dtype=torch.long))
+
+    def after_step(self, total: Callable[[Tensor], Tensor] | None) -> None:
+        """Let the weight grow where it is time; ``total`` sums over processes."""
+        self._mean.finish(total)
+        self.since += 1
+        if float(self._mean.value) >= self.config.penalty_limit and self.since >= self.config.penalty_patience:
+            self.weight, self.since = self.weight * self.config.penalty_growth, 0
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the weight and how long it has been so."""
+        return {"penalty": torch.tensor([self.weight, float(self.since)], dtype=torch.float64)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`state` gave; UserError when it is missing."""
+        found = state.get("penalty")
+        if found is None or found.shape != (2,):
+            raise UserError("the checkpoint does not hold the gradient penalty's weight: another penalty_growth?")
+        self.weight, self.since = float(found[0]), int(found[1])
+        self._mean = RunningMeans(torch.zeros(1), 0.0)
 
 
 def network_condition(cond: Cond) -> Cond:
@@ -105,6 +152,7 @@ class Appearance:
         if not isinstance(found, FrameDiscriminator):
             raise UserError(f"role 'discriminator' must be a FrameDiscriminator, got {type(found).__name__}")
         self.config, self.actors, self.discriminator = config, actors, found
+        self.adaptation = PenaltyAdaptation(config) if config.penalty_weight > 0 and config.penalty_growth > 1 else None
 
     def student_loss(self, clip: Float[Tensor, "b c f h w"], cond: Cond, rng: Rng) -> Float[Tensor, " b"]:
         """Return the adversarial loss of some frames of each clip."""
@@ -123,10 +171,12 @@ class Appearance:
         terms = {"discriminator": discriminator_loss(on_real, on_fake, config.loss)}
         if config.penalty_weight > 0:
             terms["penalty"] = self.penalty(real, fake, size, rng)
+            if self.adaptation is not None:
+                self.adaptation.see(terms["penalty"].detach())
         right = (on_real > 0).double().mean(1) / 2 + (on_fake < 0).double().mean(1) / 2
         metrics = {"real_logit": sample_mean(on_real), "fake_logit": sample_mean(on_fake), "accuracy": right}
         metrics["margin"] = metrics["real_logit"] - metrics["fake_logit"]
-        weights = {"penalty": config.penalty_weight}
+        weights = {"penalty": config.penalty_weight if self.adaptation is None else self.adaptation.weight}
         return LossTerms(terms, weights, {name: value.detach() for name, value in metrics.items()})
 
     def logits(self, seen: _Seen, size: int) -> Float[Tensor, "b p"]:

@@ -7,6 +7,7 @@ may be any image set. Trajectories start from the data at some steps and from th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple
@@ -28,7 +29,13 @@ from fewstep.core.solvers import Move
 from fewstep.video.motion.differences import relative_motion
 from fewstep.video.motion.head import MotionHead, head_deviation
 from fewstep.video.motion.representation import MotionConfig, Represent, motion_consistency_loss, represent
-from fewstep.video.recipes.appearance import Appearance, AppearanceConfig, frame_discriminator, network_condition
+from fewstep.video.recipes.appearance import (
+    Appearance,
+    AppearanceConfig,
+    PenaltyAdaptation,
+    frame_discriminator,
+    network_condition,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +231,23 @@ class MotionConsistency(Consistency):
         if self.config.motion.head.layers:
             decay = self.config.motion.head.ema_decay
             average_weights(self.actors.module("motion_head_average"), self.actors.module("motion_head"), decay)
+        if self.adaptation is not None:
+            self.adaptation.after_step(self.actors.total)
+
+    @property
+    def adaptation(self) -> PenaltyAdaptation | None:
+        """What lets the weight of the gradient penalty grow, where it may."""
+        return None if self.appearance is None else self.appearance.adaptation
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the weight of the gradient penalty, where it may grow."""
+        return {} if self.adaptation is None else self.adaptation.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`state` gave; UserError when it is missing."""
+        if self.adaptation is None:
+            return super().load_state(state)
+        self.adaptation.load_state(state)
 
 
 __all__ = ["MotionConsistency", "MotionConsistencyConfig"]
