@@ -180,7 +180,9 @@ class ViewBackbone(TimedBackbone):
         try:
             words, length, patch = [str(w) for w in about["words"]], int(about["length"]), int(about["patch"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / WORDS_FILE}: says no words, length and patch; export the teacher again") from error
+            raise UserError(
+                f"{folder / WORDS_FILE}: says no words, length and patch; export the teacher again"
+            ) from error
         try:
             state = load_file(folder / TABLE_FILE)
         except (OSError, SafetensorError) as error:
@@ -188,7 +190,9 @@ class ViewBackbone(TimedBackbone):
         try:
             unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, local_files_only=True)
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{folder / 'unet'}: cannot be loaded ({str(error)[:120]}); export the teacher again") from None
+            raise UserError(
+                f"{folder / 'unet'}: cannot be loaded ({str(error)[:120]}); export the teacher again"
+            ) from None
         table = Words(words, length, unet.config.cross_attention_dim)
         found = {name: tuple(value.shape) for name, value in state.items()}
         expected = {name: tuple(value.shape) for name, value in table.state_dict().items()}
