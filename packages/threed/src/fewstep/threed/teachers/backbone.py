@@ -78,10 +78,8 @@ class ViewBackbone(TimedBackbone):
         super().__init__()
         config = unet.config
         check(config.class_embed_type == "projection", "a view network needs class_embed_type 'projection'")
-        check(
-            config.projection_class_embeddings_input_dim == CAMERA_NUMBERS,
-            f"a view network reads {CAMERA_NUMBERS} numbers of a camera, this one {config.projection_class_embeddings_input_dim}",
-        )
+        numbers = config.projection_class_embeddings_input_dim
+        check(numbers == CAMERA_NUMBERS, f"a view network reads {CAMERA_NUMBERS} numbers of a camera, not {numbers}")
         check(config.in_channels % patch**2 == 0, f"{config.in_channels} channels are no blocks of {patch}x{patch}")
         self.unet, self.words, self.patch = unet, words, patch
         self.extra_inputs = None

@@ -1,4 +1,4 @@
-"""A view- and prompt-conditioned image model as a folder: network, words, scheduler, and the cameras it was made for."""
+"""A view- and prompt-conditioned image model as a folder: network, words, scheduler, and the cameras it knows."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ def load_model(name: str) -> ViewModel:
     about, scheduler = read_json(folder / ABOUT), read_scheduler(folder)
     process, scaling = reading(scheduler)
     try:
-        cameras = ViewRanges(**{name: tuple(map(float, about["cameras"][name])) for name in KEPT})
+        kept: dict[str, Any] = {name: tuple(map(float, about["cameras"][name])) for name in KEPT}
+        cameras = ViewRanges(**kept)
         size = int(about["size"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / ABOUT}: says no cameras and size; export the teacher again") from error
