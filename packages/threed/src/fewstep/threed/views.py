@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -44,6 +46,18 @@ class Scene(nn.Module, ABC):
     def gaussians(self) -> Gaussians | None:
         """Return the scene's Gaussians, None where it has none."""
         return None
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return what :meth:`rebuilt` needs besides the tensors, as JSON has it."""
+
+    @classmethod
+    @abstractmethod
+    def rebuilt(cls, about: Mapping[str, Any], state: Mapping[str, Tensor]) -> Scene:
+        """Return the scene that was described, with the tensors of its ``state_dict``.
+
+        Raises KeyError, TypeError, ValueError, RuntimeError or UserError for what does not fit.
+        """
 
     def regularisers(self) -> dict[str, Tensor]:
         """Return what the last training render says against the scene itself, one number each; usually nothing."""

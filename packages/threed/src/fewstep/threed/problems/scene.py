@@ -28,7 +28,6 @@ from fewstep.threed.views import Scene
 
 LOOK = "look"
 """Condition entry "b 2" of fixed views: azimuth and elevation in degrees. Without it cameras are drawn."""
-DISTANCE_SHARE = 0.5  # of the ranges of cameras: where fixed views are taken from
 
 
 class PromptSource:
@@ -68,26 +67,26 @@ def make_scene(config: SceneConfig, seed: int) -> Scene:
 class Renderer:
     """A scene seen by a judge: :meth:`generate` is the student of core's recipes."""
 
-    def __init__(self, scene: Scene, judge: Judge, config: SceneConfig) -> None:
-        self.scene, self.judge, self.config = scene, judge, config
+    def __init__(self, scene: Scene, judge: Judge, source: PromptSource, background: str) -> None:
+        self.scene, self.judge, self.source, self.background = scene, judge, source, background
 
     def generate(self, batch: Batch, rng: Rng) -> tuple[Tensor, Cond]:
         """Return renders from drawn cameras, or from those the condition fixes, and what judges are told of them."""
-        told = {name: value for name, value in batch.cond.items() if name != LOOK}
         fixed = batch.cond.get(LOOK)
         if fixed is not None:
-            camera = self.looking(fixed)
-            return self.judge.sample(self.scene.views(camera), camera, told)
-        camera = self.judge.cameras(rng.fork("view")).to(batch.device)
-        grey: float | Tensor = 1.0
-        if self.config.background == "random":
-            grey = rng.uniform("background", (1,)).float().repeat_interleave(self.judge.views, 0).expand(-1, 3)
-        seen = self.scene.views(camera, grey, rng.fork("render"))
-        return self.judge.sample(seen, camera, told)
+            camera = fixed_cameras(self.judge, fixed)
+            seen = self.scene.views(camera)
+        else:
+            camera = self.judge.cameras(rng.fork("view")).to(batch.device)
+            seen = self.scene.views(camera, self.behind(rng).to(batch.device), rng.fork("render"))
+        return self.judge.sample(seen, camera, self.source.rows(batch.size, batch.device))
 
-    def looking(self, look: Tensor) -> Camera:
-        """Return the judge's cameras at fixed angles."""
-        return fixed_cameras(self.judge, look)
+    def behind(self, rng: Rng) -> Tensor:
+        """Return the background of every view."""
+        views = len(rng.ids) * self.judge.views
+        if self.background == "white":
+            return torch.ones(views, 3)
+        return rng.uniform("background", (1,)).float().repeat_interleave(self.judge.views, 0).expand(views, 3)
 
 
 def fixed_cameras(judge: Judge, look: Tensor, size: int = 0) -> Camera:
@@ -117,12 +116,10 @@ def build_scene(config: ThreedConfig, specs: Sequence[RoleSpec], seed: int, devi
     judge = open_judge(config)
     source = PromptSource(judge.encode([config.prompt]))
     scene = make_scene(config.scene, seed).to(device)
-    renderer = Renderer(scene, judge, config.scene)
+    renderer = Renderer(scene, judge, source, config.scene.background)
     others = [spec for spec in specs if spec.name != "student"]
-    example = judge.sample(
-        scene.views(fixed_cameras(judge, looks(1))), fixed_cameras(judge, looks(1)), source.rows(1, device)
-    )
-    roles = build_roles(judge.teacher, others, config.roles, seed, shape=judge.shape, cond=example.cond)
+    example = judge.told(fixed_cameras(judge, looks(1)), source.rows(1, "cpu"))
+    roles = build_roles(judge.teacher, others, config.roles, seed, shape=judge.shape, cond=example)
     for role in roles.values():
         module = role.backbone if isinstance(role, NetworkDenoiser) else role
         if isinstance(module, nn.Module):
@@ -130,7 +127,8 @@ def build_scene(config: ThreedConfig, specs: Sequence[RoleSpec], seed: int, devi
     truth = find_truth(config.prompt)
 
     def conditions(n: int, _seed: int) -> Cond:
-        return {**source.rows(n, device), LOOK: looks(n).to(device)}
+        look = looks(n).to(device)
+        return {**judge.told(fixed_cameras(judge, look), source.rows(n, device)), LOOK: look}
 
     def evaluate(samples: Tensor, cond: Cond) -> dict[str, float]:
         if truth is None:
@@ -144,7 +142,7 @@ def build_scene(config: ThreedConfig, specs: Sequence[RoleSpec], seed: int, devi
     def export(student: Any, plan: StepPlan, folder: Path, card: Mapping[str, Any]) -> None:
         from fewstep.threed.assets import write_asset
 
-        write_asset(student, folder, card, prompt=config.prompt, ranges=judge.ranges)
+        write_asset(student, folder, card, prompt=config.prompt)
 
     return Problem(
         actors=Actors({"student": scene, **roles}, judge.process, judge.shape, renderer.generate),

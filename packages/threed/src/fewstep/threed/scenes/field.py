@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -43,6 +44,7 @@ class FieldScene(Scene):
     ) -> None:
         super().__init__()
         self.kind, self.sections, self.fine, self.sharpness = kind, sections, fine, sharpness
+        self.sizes = {"side": side, "channels": channels, "radius": radius}
         self._seen: dict[str, Tensor] = {}
         with Rng(seed, 0, ()).network_noise("field"):
             self.planes = nn.Parameter(0.1 * torch.randn(1, 3, channels, side, side))
@@ -107,6 +109,24 @@ class FieldScene(Scene):
         else:
             made = extract_mesh(self.shape, resolution)
         return keep_large_parts(made).coloured(self.colour)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what :meth:`rebuilt` needs besides the tensors."""
+        ray = {"sections": self.sections, "fine": self.fine, "sharpness": self.sharpness}
+        return {"kind": "field", "field": self.kind, **self.sizes, **ray}
+
+    @classmethod
+    def rebuilt(cls, about: Mapping[str, Any], state: Mapping[str, Tensor]) -> FieldScene:
+        """Return the scene that was described; some error for what does not fit."""
+        whole = {name: int(about[name]) for name in ("side", "channels", "sections", "fine")}
+        planes = tuple(state["planes"].shape)
+        if planes != (1, 3, whole["channels"], whole["side"], whole["side"]):  # before anything of that size is made
+            raise ValueError("planes of another size")
+        if about["field"] not in get_args(FieldKind):
+            raise ValueError("no such field")
+        made = cls(about["field"], radius=float(about["radius"]), sharpness=float(about["sharpness"]), **whole)
+        made.load_state_dict(dict(state))
+        return made
 
     def _opacity(self) -> Opacity:
         if self.kind == "neus":

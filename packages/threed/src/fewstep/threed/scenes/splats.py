@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,3 +65,13 @@ class GaussianScene(Scene):
     def mesh(self, resolution: int = 96) -> Mesh:
         """Return the surface that the cloud's depths from all around agree on; UserError where there is none."""
         raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """Return what :meth:`rebuilt` needs besides the tensors."""
+        return {"kind": "gaussians", "rates": self.rates}
+
+    @classmethod
+    def rebuilt(cls, about: Mapping[str, Any], state: Mapping[str, Tensor]) -> GaussianScene:
+        """Return the scene that was described; KeyError, TypeError or UserError for what does not fit."""
+        rates = {name: float(about["rates"][name]) for name in RATES}
+        return cls(Gaussians(**{name: state[f"stored.{name}"] * rate for name, rate in rates.items()}), rates=rates)

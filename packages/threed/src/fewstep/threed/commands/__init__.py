@@ -1,0 +1,1 @@
+"""What the domain's commands do; imported when one runs."""
