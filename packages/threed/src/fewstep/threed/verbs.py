@@ -26,7 +26,7 @@ def _eval_arguments(parser: ArgumentParser) -> None:
 
 
 def _eval(args: Namespace) -> None:
-    from fewstep.threed.commands.evaluating import evaluate
+    from fewstep.threed.cli.evaluating import evaluate
 
     evaluate(args)
 

@@ -15,6 +15,7 @@ from fewstep.core.training.folder import CONFIG, write_text
 from fewstep.threed.assets import read_asset
 from fewstep.threed.domain import DOMAIN
 from fewstep.threed.measuring import measure
+from fewstep.threed.settings import ThreedConfig
 from fewstep.threed.truth import find_truth
 
 
@@ -44,4 +45,5 @@ def evaluate(args: Namespace) -> None:
 def _is_run_of_models(path: Path) -> bool:
     if not (path / CONFIG).is_file():
         return False
-    return load_config(path / CONFIG, domain=DOMAIN).domain.student == "views"
+    config: ThreedConfig = load_config(path / CONFIG, domain=DOMAIN).domain
+    return config.student == "views"

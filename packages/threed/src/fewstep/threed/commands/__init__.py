@@ -1,1 +1,0 @@
-"""What the domain's commands do; imported when one runs."""
