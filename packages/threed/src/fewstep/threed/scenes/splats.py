@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.core.rng import Rng
 from fewstep.threed.cameras import Camera
+from fewstep.threed.fields.fusion import fuse
 from fewstep.threed.fields.meshes import Mesh
 from fewstep.threed.gaussians.parameters import Gaussians
 from fewstep.threed.gaussians.render import render
@@ -64,7 +65,7 @@ class GaussianScene(Scene):
 
     def mesh(self, resolution: int = 96) -> Mesh:
         """Return the surface that the cloud's depths from all around agree on; UserError where there is none."""
-        raise NotImplementedError
+        return fuse(self.views, resolution)
 
     def describe(self) -> dict[str, Any]:
         """Return what :meth:`rebuilt` needs besides the tensors."""
