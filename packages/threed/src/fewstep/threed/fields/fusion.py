@@ -1,4 +1,4 @@
-"""A mesh of what cameras all around agree on: depths fused into a truncated signed distance (Curless and Levoy 1996)."""
+"""Meshes of what cameras all around agree on: depths fused into a signed distance (Curless and Levoy, 1996)."""
 
 from __future__ import annotations
 
