@@ -1,13 +1,10 @@
-"""The command `fewstep-threed`."""
+"""The command `fewstep-threed`: the same verbs as `fewstep threed`."""
 
 from __future__ import annotations
 
-import sys
-
-from fewstep.threed.domain import NO_RECIPES
+from fewstep.core.cli.main import domain_main
 
 
 def main() -> int:
-    """Say that there is nothing to run yet; the exit status is 2, that of a mistake in use."""
-    print(NO_RECIPES, file=sys.stderr)
-    return 2
+    """Run one command; returns the exit code."""
+    return domain_main("threed")
