@@ -20,9 +20,10 @@ from fewstep.core.process import Process
 from fewstep.core.recipes.rollout import Sample
 from fewstep.core.rng import Rng
 from fewstep.core.tensors import expand_to, precise
-from fewstep.threed.cameras import Camera
+from fewstep.threed.cameras import Camera, ViewRanges
 from fewstep.threed.judges import Judge
 from fewstep.threed.shapes import build, read, render
+from fewstep.threed.teachers.view_model import to_rgb, to_samples
 from fewstep.threed.views import Views
 
 PICTURE, VIEW = "picture", "view"
@@ -47,7 +48,7 @@ class ExactPictures(Denoiser):
 
     def __init__(self, pictures: Float[Tensor, "p v 3 h w"], process: Process, std: float = 0.05) -> None:
         check(std > 0, f"an exact teacher needs a deviation above 0, got {std:g}")
-        self.means, self.process, self.std = 2 * pictures - 1, process, std
+        self.means, self.process, self.std = to_samples(pictures), process, std
 
     def null(self, cond: Cond) -> Cond:
         """Return the condition of no prompt, from the same view."""
@@ -78,18 +79,31 @@ class ExactJudge(Judge):
 
     def __init__(self, prompts: Sequence[str], camera: Camera, process: Process, std: float = 0.05) -> None:
         check(camera.width == camera.height, f"judges see squares, got {camera.width}x{camera.height}")
-        self.camera, self.views, self.size = camera, 1, camera.width
+        self.camera, self.views, self.size, self.shape = camera, 1, camera.width, (3, camera.width, camera.width)
+        self.prompts, self.ranges = tuple(prompts), ViewRanges()
         self.teacher = ExactPictures(true_pictures(prompts, camera)[:, :, :3], process, std)
 
-    def cameras(self, rng: Rng) -> Camera:
-        """Return one of the cameras per sample."""
+    def encode(self, texts: Sequence[str]) -> Cond:
+        """Return the numbers of prompts; UserError for one it has no pictures of."""
+        for text in texts:
+            check(
+                text in self.prompts, f"'{text[:80]}': an exact teacher knows its own {len(self.prompts)} prompts only"
+            )
+        return {PICTURE: torch.tensor([self.prompts.index(text) for text in texts])}
+
+    def pictures(self, samples: Tensor) -> Tensor:
+        """Return samples as colours."""
+        return to_rgb(samples)
+
+    def cameras(self, rng: Rng, ranges: ViewRanges | None = None) -> Camera:
+        """Return one of its cameras per sample; ``ranges`` are not its to choose."""
         index = rng.integers("view", len(self.camera)).cpu()
         return Camera(self.camera.world_to_camera[index], self.camera.intrinsics[index], self.size, self.size)
 
     def sample(self, seen: Views, camera: Camera, cond: Cond) -> Sample:
         """Return the pictures in [-1, 1], and which prompt and view they are of."""
         told = {PICTURE: entry(cond, PICTURE, type(self).__name__), VIEW: self._views(camera).to(seen.rgb.device)}
-        return Sample(2 * seen.rgb - 1, told)
+        return Sample(to_samples(seen.rgb), told)
 
     def _views(self, camera: Camera) -> Int[Tensor, " b"]:
         away = torch.cdist(camera.world_to_camera.flatten(1).cpu(), self.camera.world_to_camera.flatten(1))

@@ -72,8 +72,9 @@ def join_attention(unet: nn.Module) -> None:
 def adapt(unet: nn.Module, *, rank: int, joint: bool = True, train_base: bool = False, seed: int = 0) -> nn.Module:
     """Return the U-Net with factors injected in place; at the start, with ``joint`` off, its outputs are unchanged.
 
-    ``joint``: whether self-attention is over all six planes. ``train_base``: whether the U-Net's own weights train too
-    (a fresh one). Raises UserError for a U-Net without transformer blocks.
+    ``joint``: whether self-attention is over all six planes. ``train_base``: whether the U-Net's own weights train (a
+    fresh one), which then needs no factors but those that tell planes apart. Raises UserError for a U-Net without
+    transformer blocks.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -81,8 +82,10 @@ def adapt(unet: nn.Module, *, rank: int, joint: bool = True, train_base: bool = 
     check(bool(found), f"{type(unet).__name__} has no transformer blocks to adapt to planes: take a conditional U-Net")
     own = dict.fromkeys(unet.parameters())
     with Rng(seed, 0, ()).network_noise("planes/lora"):
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(SHARED_TARGETS), init_lora_weights="gaussian")
-        inject_adapter_in_model(config, unet, adapter_name="planes")
+        if not train_base:
+            shared = list(SHARED_TARGETS)
+            config = LoraConfig(r=rank, lora_alpha=rank, target_modules=shared, init_lora_weights="gaussian")
+            inject_adapter_in_model(config, unet, adapter_name="planes")
         for name in found:
             for path in PROJECTIONS:
                 base = cast(nn.Linear, unet.get_submodule(f"{name}.{path}"))

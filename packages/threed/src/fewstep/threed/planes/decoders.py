@@ -35,21 +35,22 @@ def split_features(x: Float[Tensor, "k 2c h w"]) -> Float[Tensor, "b 6 c h w"]:
 
 
 class TinyDecoder(nn.Module):
-    """Convolutions with two doublings of the side: latents "b 6 c h w" to features "b 6 d 4h 4w"."""
+    """Convolutions between two doublings of the side: latents "b 6 c h w" to features "b 6 d 4h 4w"."""
 
     def __init__(self, latents: int, features: int, *, width: int = 48) -> None:
         super().__init__()
         self.enter = nn.Conv2d(latents, width, 3, padding=1)
-        self.middle = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.middle = nn.Conv2d(width, width, 3, padding=1)
         self.leave = nn.Conv2d(width, 2 * features, 3, padding=1)
 
     def forward(self, z: Float[Tensor, "b 6 c h w"]) -> Float[Tensor, "b 6 d hh ww"]:
         """Return feature planes."""
-        x = self.enter(z.flatten(0, 1))
-        for layer in self.middle:
-            x = F.interpolate(F.silu(x), scale_factor=2.0, mode="bilinear", align_corners=False)
-            x = x + layer(x)
-        return split_features(self.leave(F.silu(x)))
+        x = self._doubled(F.silu(self.enter(z.flatten(0, 1))))
+        x = self._doubled(F.silu(x + self.middle(x)))
+        return split_features(self.leave(x))
+
+    def _doubled(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
 class AutoencoderDecoder(nn.Module):

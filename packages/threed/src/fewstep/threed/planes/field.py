@@ -57,7 +57,7 @@ class FieldConfig:
 
 
 class FieldHeads(nn.Module):
-    """Networks that read planes of ``features`` channels: distance and deformation from a sum, colour from all three."""
+    """Networks that read planes of ``features`` channels: distance and deformation from their sum, colour from each."""
 
     def __init__(self, features: int, config: FieldConfig) -> None:
         super().__init__()

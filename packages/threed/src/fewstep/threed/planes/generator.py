@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn

@@ -2,7 +2,8 @@
 
 A student denoises six planes from noise in a few parts. After each, its clean prediction is decoded, rendered and
 scored by every teacher; the next part starts from that prediction under fresh noise, without gradient. Each part is a
-loss of its own (:meth:`Recipe.losses`), so memory is that of one part. No 3D data, no critic.
+loss of its own (:meth:`Recipe.losses`), so memory is that of one part. No 3D data, no critic. A batch's condition holds
+what the student reads, and what each teacher reads as ``<teacher>/<entry>``.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from fewstep.core.losses.integral import Normalizer, asd_loss, asd_time, normali
 from fewstep.core.losses.monitors import gap
 from fewstep.core.process import Process, times
 from fewstep.core.recipe import Actors, Batch, LossTerms, Phase, Recipe, RoleSpec, StepPlan
-from fewstep.core.recipes.rollout import Noised, Sample, noised, noised_at
+from fewstep.core.recipes.rollout import Noised, Sample, StudentConfig, noised, noised_at, student_plan
 from fewstep.core.recipes.sds import with_and_without
 from fewstep.core.rng import Rng
 from fewstep.core.tensors import sample_mean
 from fewstep.core.times import TimeConfig
-from fewstep.threed.judges import Judge
+from fewstep.threed.judges import Judge, repeated
 from fewstep.threed.planes.field import PlaneField
 from fewstep.threed.planes.generator import PlaneGenerator, generator_of
 from fewstep.threed.views import Views
@@ -67,11 +68,11 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PRDConfig:
+class PRDConfig(StudentConfig):
     """Settings of PRD.
 
-    ``parts``: denoising steps of the student, in training and after; ``grid``: how many times they are cut from (more
-    than ``parts``: each part draws one of its own). ``sampling``: how the student goes on at inference: by DDIM as
+    ``student_steps``: the parts, in training and after; ``moments``: how many times they are cut from (more than that:
+    each part draws one of its share). ``sampling``: how the student goes on at inference: by DDIM as
     released, or with fresh noise as it was trained. ``teacher``: settings of every teacher, ``teachers`` those of some
     by name. ``normalizer``: see :func:`~fewstep.core.losses.integral.normalizing_weight`; ``clean`` is the released
     code's. ``time``: noise teachers judge at. ``renderers``: pictures of the volume, of the mesh, or both. ``sparsity``
@@ -79,8 +80,8 @@ class PRDConfig:
     ``colour_gradient``, linearly over ``anneal_steps``.
     """
 
-    parts: int = 4
-    grid: int = 4
+    student_steps: int = 4
+    moments: int = 4
     sampling: Literal["deterministic", "renoise"] = "deterministic"
     teacher: TeacherConfig = TeacherConfig()
     teachers: dict[str, TeacherConfig] = field(default_factory=dict)
@@ -95,10 +96,11 @@ class PRDConfig:
     anneal_steps: int = 20_000
 
     def __post_init__(self) -> None:
-        check(self.parts >= 1, f"parts must be at least 1, got {self.parts}")
+        super().__post_init__()
+        parts = len(self.fractions())
         check(
-            self.grid >= self.parts and self.grid % self.parts == 0,
-            f"grid must be a multiple of parts, got grid={self.grid}, parts={self.parts}",
+            self.moments == parts or (self.moments % parts == 0 and not self.student_times),
+            f"moments must be a multiple of student_steps, got {self.moments} and {parts}",
         )
         check(self.floor > 0, f"floor must be positive, got {self.floor:g}")
         check(bool(self.renderers), "renderers: name volume, mesh, or both")
@@ -152,20 +154,16 @@ class PRD(Recipe):
     @classmethod
     def plan(cls, config: PRDConfig, process: Process, num_steps: int) -> StepPlan:
         """Return the grid of the parts; UserError for another number of steps."""
-        check(
-            num_steps == config.parts,
-            f"recipe 'prd': this student was made for {config.parts} steps and cannot sample in {num_steps}",
-        )
-        return StepPlan(part_grid(process, num_steps), config.sampling)
+        return student_plan(cls.name, config, process, num_steps, config.sampling)
 
     def times(self, rng: Rng) -> tuple[float, ...]:
         """Return one time per part, noisiest first, the same for the whole batch."""
-        grid, share = part_grid(self.actors.process, self.config.grid), self.config.grid // self.config.parts
+        parts = len(self.config.fractions())
+        share = self.config.moments // parts
         if share == 1:
-            return grid
-        return tuple(
-            grid[part * share + rng.shared_integer(f"part/{part}", share)] for part in range(self.config.parts)
-        )
+            return self.config.grid(self.actors.process)
+        grid = part_grid(self.actors.process, self.config.moments)
+        return tuple(grid[part * share + rng.shared_integer(f"part/{part}", share)] for part in range(parts))
 
     def loss(self, phase: str, batch: Batch, rng: Rng, step: int) -> LossTerms:
         """Return all parts at once, their graphs all in memory: for tests and loops of one's own."""
@@ -191,9 +189,9 @@ class PRD(Recipe):
 
     def judged(self, planes: PlaneField, cond: Cond, rng: Rng, step: int, more: bool = False) -> LossTerms:
         """Return what the teachers say of the fields of a part, and the regularisers."""
-        config = self.config
+        config, parts = self.config, len(self.config.fractions())
         planes.colour_gradient = annealed(1.0, config.colour_gradient, config.anneal_steps, step)
-        fade = annealed(1.0, 0.0, config.anneal_steps, step) / config.parts
+        fade = annealed(1.0, 0.0, config.anneal_steps, step) / parts
         terms: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
         metrics: dict[str, Tensor] = {}
@@ -206,9 +204,9 @@ class PRD(Recipe):
                 camera = judge.cameras(rows.fork("cameras"))
                 seen = planes.views(camera, rng=rows) if renderer == "volume" else _mesh_views(planes, camera)
                 repeats = len(rows.ids) // len(rng.ids)
-                told = {each: value.repeat_interleave(repeats, 0) for each, value in cond.items()}
+                told = repeated(told_to(name, cond), repeats)
                 value, apart = self.score(judge, settings, judge.sample(seen, camera, told), rows, step)
-                terms[key], weights[key] = _means(value, repeats), settings.weight / config.parts
+                terms[key], weights[key] = _means(value, repeats), settings.weight / parts
                 metrics[f"gap/{key}"] = _means(apart, repeats)
                 if renderer == "volume":
                     sparse.append(_means(sparsity(seen), repeats * judge.views))
@@ -236,14 +234,12 @@ class PRD(Recipe):
             first, second = self.predictions(judge.teacher, settings, still, at, scale, rng, step)
         joint = sample.x0.ndim == 5
         alpha, sigma = at.alpha, at.sigma
-        x, noises = sample.x0, (first, second, at.eps)
-        if joint:
-            views = x.shape[1]
-            x, noises = x.flatten(0, 1), tuple(each.flatten(0, 1) for each in noises)
-            alpha, sigma = alpha.repeat_interleave(views), sigma.repeat_interleave(views)
-        weight = normalizing_weight(config.normalizer, x, noises[0], noises[2], alpha, sigma, floor=config.floor)
-        value = asd_loss(x, noises[0], noises[1], weight=sigma / alpha * weight, reduction="sum")
-        return (_means(value, views) if joint else value), gap(first, second)
+        views = sample.x0.shape[1] if joint else 1
+        x, one, two, eps = (each.flatten(0, 1) if joint else each for each in (sample.x0, first, second, at.eps))
+        alpha, sigma = alpha.repeat_interleave(views), sigma.repeat_interleave(views)
+        weight = normalizing_weight(config.normalizer, x, one, eps, alpha, sigma, floor=config.floor)
+        value = asd_loss(x, one, two, weight=sigma / alpha * weight, reduction="sum")
+        return _means(value, views), gap(first, second)
 
     def predictions(
         self, teacher: Denoiser, settings: TeacherConfig, sample: Sample, at: Noised, scale: float, rng: Rng, step: int
@@ -263,7 +259,7 @@ class PRD(Recipe):
 def shifted_time(
     process: Process, law: TimeConfig, t: Float[Tensor, " b"], ratio: float, share: Float[Tensor, " b"], step: int
 ) -> Float[Tensor, " b"]:
-    """Return ASD's noisier time ``t + share ratio (t - t_low)``, its way there rounded down to whole steps of a table."""
+    """Return ASD's noisier time ``t + share ratio (t - t_low)``, rounded down to whole steps of a table."""
     low = float(process.unit_to_time(torch.tensor(law.bounds(step)[0], dtype=torch.float64)))
     shift = asd_time(t, low, share.to(t), ratio) - t
     shift = shift.clamp_min(0)
@@ -273,6 +269,11 @@ def shifted_time(
 def sparsity(seen: Views) -> Float[Tensor, " v"]:
     """Return the mean of sqrt(opacity^2 + 0.01) of each picture."""
     return sample_mean((seen.alpha.square() + SPARSITY_FLOOR).sqrt())
+
+
+def told_to(name: str, cond: Cond) -> Cond:
+    """Return what a batch's condition has for one teacher: the entries called ``<name>/...``, without that."""
+    return {key.removeprefix(f"{name}/"): value for key, value in cond.items() if key.startswith(f"{name}/")}
 
 
 def _rows(rng: Rng, views: int) -> Rng:
