@@ -33,10 +33,10 @@ from fewstep.threed.shapes.named import named_prompts
 from fewstep.threed.teachers.view_model import load_model
 
 
-def judge_of(name: str, prompts: list[str], cameras: int) -> Judge:
+def judge_of(name: str, prompts: list[str], cameras: int, size: int) -> Judge:
     """Return the teacher of a name."""
     if name == "exact":
-        views = random_views(Rng(0, 0, tuple(range(cameras)), "exact"), SOLIDS_CAMERAS, 32, 32)
+        views = random_views(Rng(0, 0, tuple(range(cameras)), "exact"), SOLIDS_CAMERAS, size, size)
         return ExactJudge(prompts, views, VP.scaled_linear())
     return ViewJudge(load_model(name))
 
@@ -49,7 +49,7 @@ def recipe_config(args: argparse.Namespace) -> PRDConfig:
         time=TimeConfig(low=args.low, high=0.98, low_end=args.low_end, anneal_steps=args.steps),
         sparsity=args.sparsity,
         eikonal=args.eikonal,
-        points=512,
+        points=256,
         colour_gradient=1.0,
         anneal_steps=args.steps,
     )
@@ -63,21 +63,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--views", type=int, default=1)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--against", default="noise")
     parser.add_argument("--low", type=float, default=0.3)
     parser.add_argument("--low-end", type=float, default=0.1)
     parser.add_argument("--sparsity", type=float, default=0.0)
-    parser.add_argument("--eikonal", type=float, default=10.0)
+    parser.add_argument("--eikonal", type=float, default=50.0)
     parser.add_argument("--cameras", type=int, default=32)
+    parser.add_argument("--size", type=int, default=32, help="pixels of the exact teacher's pictures")
     parser.add_argument("--prompts", default="things")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     prompts, config, recipe = named_prompts(args.prompts), PlanesConfig(), recipe_config(args)
     since = time.perf_counter()
-    judge = judge_of(args.teacher, prompts, args.cameras)
+    judge = judge_of(args.teacher, prompts, args.cameras, args.size)
     print(f"teacher ready in {time.perf_counter() - since:.1f} s")
     problem = build_planes(config, {"teacher": judge}, prompts, PRD.role_specs(recipe), args.seed)
     run = RunConfig(
@@ -92,11 +93,11 @@ def main() -> None:
             batch=args.batch,
             grad_clip=1.0,
             log_every=20,
-            eval_every=250,
+            eval_every=100,
             eval_samples=len(prompts),
-            preview_every=250,
+            preview_every=100,
             preview_samples=10,
-            checkpoint_every=500,
+            checkpoint_every=100,
             keep_checkpoints=1,
             ema=EMAConfig(kind="constant", decay=0.99),
         ),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fewstep.core.errors import check
+from fewstep.core.errors import UserError, check
 from fewstep.core.rng import Rng
 from fewstep.core.tensors import scale_gradient
 from fewstep.threed.cameras import Camera
@@ -33,6 +33,7 @@ class FieldConfig:
     field starts as. ``sections`` of a ray and ``fine`` ones added where the first find something. ``opacity``,
     ``sharpness``: VolSDF's or NeuS's, and its k. ``normals``: whether renders in training have them, at the cost of a
     gradient at every point; teachers that judge pictures alone do without. ``gaussians``: of the cloud made of a mesh.
+    ``deform``: whether a mesh's vertices are moved by a head of their own, which only the mesh renderer trains.
     """
 
     bound: float = 1.0
@@ -46,6 +47,7 @@ class FieldConfig:
     sharpness: float = 100.0
     normals: bool = True
     gaussians: int = 4000
+    deform: bool = False
 
     def __post_init__(self) -> None:
         check(
@@ -63,7 +65,7 @@ class FieldHeads(nn.Module):
         super().__init__()
         size = {"hidden": config.hidden, "layers": config.layers}
         self.sdf = SDFHead(features, radius=config.radius, **size)
-        self.deformation = FeatureMLP(features, 3, zero_last=True, **size)
+        self.deformation = FeatureMLP(features, 3, zero_last=True, **size) if config.deform else None
         self.colour = ColourHead(3 * features, **size)
 
 
@@ -83,8 +85,11 @@ class PlaneField:
         return cast(Tensor, self.heads.sdf(self._geometry(points), points))
 
     def deformation(self, points: Float[Tensor, "b n 3"]) -> Float[Tensor, "b n 3"]:
-        """Return how far a grid's vertices at ``points`` are moved, in units of its spacing, within half of it."""
-        return 0.5 * torch.tanh(self.heads.deformation(self._geometry(points)))
+        """Return how far a mesh's vertices at ``points`` are moved, in units of its grid's spacing, within half."""
+        head = self.heads.deformation
+        if head is None:
+            raise UserError("this field does not deform its meshes: make it with field.deform")
+        return 0.5 * torch.tanh(cast(Tensor, head(self._geometry(points))))
 
     def colour(self, points: Float[Tensor, "b n 3"]) -> Float[Tensor, "b n 3"]:
         """Return colours."""
@@ -99,6 +104,13 @@ class PlaneField:
         at = ((2 * rng.uniform("eikonal", (points, 3)) - 1) * self.config.bound).to(self.geometry)
         _, gradient = value_and_gradient(self.sdf, at, create_graph=torch.is_grad_enabled())
         return eikonal_loss(gradient)
+
+    def only(self, index: int) -> PlaneField:
+        """Return one object, a batch of it alone."""
+        planes = torch.cat([self.geometry[index : index + 1], self.texture[index : index + 1]], 1)
+        out = PlaneField(planes, self.heads, self.config)
+        out.colour_gradient = self.colour_gradient
+        return out
 
     def scene(self, index: int) -> PlaneScene:
         """Return one object of the batch, without gradient."""
@@ -218,16 +230,36 @@ class PlaneScene(Scene):
     def mesh(self, resolution: int = 96) -> Mesh:
         """Return the zero level of the distance with vertex colours; UserError where there is none."""
         field, bound = self.field(), self.config.bound
-        found = extract_mesh(_single(field.sdf), resolution, bound=bound, device=self.planes.device)
-        return keep_large_parts(found).coloured(_single(field.colour))
+        found = extract_mesh(at_points(field.sdf), resolution, bound=bound, device=self.planes.device)
+        with torch.no_grad():
+            found = deformed(field, found, resolution)
+        return keep_large_parts(found).coloured(at_points(field.colour))
 
     def gaussians(self) -> Gaussians:
         """Return a cloud of flat Gaussians on the mesh; UserError where there is none."""
         return surfels(self.mesh(), self.config.gaussians)
 
 
-def _single(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda points: function(points.reshape(1, -1, 3))[0]
+def at_points(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a function of points "*n 3" of one of a field of one object's."""
+
+    def of_points(points: Tensor) -> Tensor:
+        out = function(points.reshape(1, -1, 3))[0]
+        return out.reshape(*points.shape[:-1], *out.shape[1:])
+
+    return of_points
+
+
+def deformed(field: PlaneField, mesh: Mesh, resolution: int, gradient: float = 1.0) -> Mesh:
+    """Return an object's mesh with its vertices moved as its field says, in units of a grid of ``resolution`` points.
+
+    gradient: what that of the deformation is multiplied with. The mesh itself where the field does not deform.
+    """
+    if not field.config.deform:
+        return mesh
+    step = 2 * field.config.bound / (resolution - 1)
+    moved = scale_gradient(at_points(field.deformation)(mesh.vertices.detach()), gradient)
+    return replace(mesh, vertices=mesh.vertices + step * moved)
 
 
 def _given(x: Tensor | None) -> Tensor:

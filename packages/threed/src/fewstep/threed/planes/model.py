@@ -31,7 +31,7 @@ from fewstep.threed.teachers.backbone import Words
 MODEL_FILE = "planes.json"
 LARGEST = {"latents": 64, "side": 128, "features": 256, "width": 1024, "text_width": 4096, "rank": 256, "length": 512}
 SOLIDS_FIELD = FieldConfig(
-    bound=0.55, radius=0.35, hidden=32, layers=1, opacity="volsdf", sharpness=40.0, normals=False, sections=16, fine=10
+    bound=0.55, radius=0.35, hidden=32, layers=1, opacity="volsdf", sharpness=40.0, normals=False, sections=14, fine=10
 )
 
 

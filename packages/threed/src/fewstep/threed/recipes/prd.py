@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core.denoiser import Cond, Denoiser
-from fewstep.core.errors import UserError, check, nearest
+from fewstep.core.errors import check, nearest
 from fewstep.core.grids import time_grid
 from fewstep.core.guidance import Guided, guide
 from fewstep.core.losses.integral import Normalizer, asd_loss, asd_time, normalizing_weight
@@ -32,10 +32,10 @@ from fewstep.core.times import TimeConfig
 from fewstep.threed.judges import Judge, repeated
 from fewstep.threed.planes.field import PlaneField
 from fewstep.threed.planes.generator import PlaneGenerator, generator_of
+from fewstep.threed.planes.meshing import mesh_views
 from fewstep.threed.views import Views
 
 SPARSITY_FLOOR = 0.01
-MESH_GRADIENT = 0.001  # of what reaches distance and deformation through a rasterised mesh
 
 Judges = Mapping[str, Judge]
 
@@ -75,7 +75,8 @@ class PRDConfig(StudentConfig):
     each part draws one of its share). ``sampling``: how the student goes on at inference: by DDIM as
     released, or with fresh noise as it was trained. ``teacher``: settings of every teacher, ``teachers`` those of some
     by name. ``normalizer``: see :func:`~fewstep.core.losses.integral.normalizing_weight`; ``clean`` is the released
-    code's. ``time``: noise teachers judge at. ``renderers``: pictures of the volume, of the mesh, or both. ``sparsity``
+    code's. ``time``: noise teachers judge at. ``renderers``: pictures of the volume, of the mesh (on a grid of
+    ``resolution``), or both. ``sparsity``
     of opacity and ``eikonal`` (at ``points`` per object) fall to 0, and the gradient of colours through the volume to
     ``colour_gradient``, linearly over ``anneal_steps``.
     """
@@ -89,6 +90,7 @@ class PRDConfig(StudentConfig):
     floor: float = 0.1
     time: TimeConfig = TimeConfig(low=0.5, high=0.98, low_end=0.02, anneal_steps=20_000)
     renderers: tuple[Literal["volume", "mesh"], ...] = ("volume",)
+    resolution: int = 64
     sparsity: float = 1.0
     eikonal: float = 1.0
     points: int = 1024
@@ -202,7 +204,11 @@ class PRD(Recipe):
                 key = name if renderer == "volume" else f"{name}/mesh"
                 rows = _rows(rng.fork(key), settings.views if judge.views == 1 else 1)
                 camera = judge.cameras(rows.fork("cameras"))
-                seen = planes.views(camera, rng=rows) if renderer == "volume" else _mesh_views(planes, camera)
+                seen = (
+                    planes.views(camera, rng=rows)
+                    if renderer == "volume"
+                    else mesh_views(planes, camera, config.resolution)
+                )
                 repeats = len(rows.ids) // len(rng.ids)
                 told = repeated(told_to(name, cond), repeats)
                 value, apart = self.score(judge, settings, judge.sample(seen, camera, told), rows, step)
@@ -283,7 +289,3 @@ def _rows(rng: Rng, views: int) -> Rng:
 
 def _means(value: Float[Tensor, " n"], group: int) -> Float[Tensor, " b"]:
     return value.reshape(-1, group).mean(1)
-
-
-def _mesh_views(planes: PlaneField, camera: object) -> Views:
-    raise UserError("recipe.renderers: this build renders no meshes: use volume")
