@@ -163,19 +163,35 @@ class PhaseRunner:
             stop = min(start + self.micro, batch.size)
             whole = start == 0 and stop == batch.size
             piece, own = (batch, rng) if whole else (batch.select(start, stop), rng.select(start, stop))
-            with own.network_noise("network"):
-                with self.world.autocast(self.train.precision):
-                    terms = self.recipe.loss(self.name, piece, own, step)
-                total = _checked(terms, piece.size, f"recipe '{self.recipe.name}', phase '{self.name}'")
-                self.stepper.backward(total.sum() * (self.scale.value / batch.size), stop == batch.size)
-            for name, value in self._named_values(terms).items():
-                summed = value.detach().double().sum()
-                sums[name] = sums[name] + summed if name in sums else summed
+            for name, value in self._of_piece(piece, own, step, batch.size, stop == batch.size).items():
+                sums[name] = sums[name] + value if name in sums else value
         return sums
 
-    def _named_values(self, terms: LossTerms) -> Mapping[str, Tensor]:
-        losses = {f"loss/{self.name}/{name}": value for name, value in terms.terms.items()}
-        return losses | {f"{self.name}/{name}": value for name, value in terms.metrics.items()}
+    def _of_piece(self, piece: Batch, rng: Rng, step: int, size: int, last: bool) -> dict[str, Tensor]:
+        """Accumulate the gradients of a micro-batch, loss by loss; return sums over samples, means over the losses."""
+        who = f"recipe '{self.recipe.name}', phase '{self.name}'"
+        found: dict[str, list[Tensor]] = {}
+        more = True
+        with rng.network_noise("network"):
+            losses = self.recipe.losses(self.name, piece, rng, step)
+            while more:
+                with self.world.autocast(self.train.precision):
+                    terms = next(losses, None)
+                if terms is None:
+                    raise UserError(f"{who}: the losses end after one with more" if found else f"{who}: no losses")
+                total, more = _checked(terms, piece.size, who), terms.more
+                self.stepper.backward(total.sum() * (self.scale.value / size), last and not more)
+                for name, summed in self._sums(terms).items():
+                    found.setdefault(name, []).append(summed)
+                del terms, total  # before the next is made: no two graphs at once
+            if next(losses, None) is not None:
+                raise UserError(f"{who}: the losses go on after one without more")
+        return {name: torch.stack(values).mean() for name, values in found.items()}
+
+    def _sums(self, terms: LossTerms) -> dict[str, Tensor]:
+        values = {f"loss/{self.name}/{name}": value for name, value in terms.terms.items()}
+        values |= {f"{self.name}/{name}": value for name, value in terms.metrics.items()}
+        return {name: value.detach().double().sum() for name, value in values.items()}
 
     def _bad_loss(self, values: Mapping[str, float]) -> str:
         for name, value in values.items():
