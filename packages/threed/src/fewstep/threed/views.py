@@ -1,0 +1,50 @@
+"""What cameras see of a scene, and what a scene is: anything that is rendered with gradient and can leave as a file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fewstep.core.rng import Rng
+from fewstep.threed.cameras import Camera
+from fewstep.threed.fields.meshes import Mesh
+from fewstep.threed.gaussians.parameters import Gaussians
+
+
+@dataclass(frozen=True)
+class Views:
+    """Pictures of a batch of cameras: ``rgb`` in [0, 1] over the background, and what covers it.
+
+    ``depth`` along the camera's z and ``normal``, in the world, are weighted by ``alpha`` and not divided by it.
+    """
+
+    rgb: Float[Tensor, "b 3 h w"]
+    alpha: Float[Tensor, "b 1 h w"]
+    depth: Float[Tensor, "b 1 h w"]
+    normal: Float[Tensor, "b 3 h w"]
+
+
+class Scene(nn.Module, ABC):
+    """Something in the cube [-1, 1]^3 that cameras look at from outside."""
+
+    @abstractmethod
+    def views(self, camera: Camera, background: float | Tensor = 1.0, rng: Rng | None = None) -> Views:
+        """Return what ``camera`` sees, with gradient; ``background``: one grey, or colours "b 3".
+
+        rng: draws what rendering may leave to chance in training; None renders without chance.
+        """
+
+    @abstractmethod
+    def mesh(self, resolution: int = 96) -> Mesh:
+        """Return a coloured mesh; UserError where there is no surface."""
+
+    def gaussians(self) -> Gaussians | None:
+        """Return the scene's Gaussians, None where it has none."""
+        return None
+
+    def regularisers(self) -> dict[str, Tensor]:
+        """Return what the last training render says against the scene itself, one number each; usually nothing."""
+        return {}
