@@ -1,0 +1,1 @@
+"""Methods of the threed domain, one file each."""
