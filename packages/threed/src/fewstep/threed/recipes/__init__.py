@@ -1,1 +1,1 @@
-"""Methods of this domain, one file each; those of core are in :mod:`fewstep.core.recipes`."""
+"""Recipes of the threed domain, one file per method."""
