@@ -16,6 +16,7 @@ from fewstep.core.models.student import facts_table, replacing, write_json
 from fewstep.threed.fields.export import FORMATS, export_mesh
 from fewstep.threed.gaussians.ply import read_ply, write_ply
 from fewstep.threed.gaussians.splat import read_splat, write_splat
+from fewstep.threed.planes.field import PlaneScene
 from fewstep.threed.scenes.field import FieldScene
 from fewstep.threed.scenes.splats import GaussianScene
 from fewstep.threed.views import Scene
@@ -38,22 +39,20 @@ def write_asset(scene: Scene, folder: Path, card: Mapping[str, Any], *, prompt: 
 
     A scene without a surface is written without a mesh, and its README says so.
     """
-    if not isinstance(scene, GaussianScene | FieldScene):
-        raise UserError(f"export: a {type(scene).__name__} is no scene that is kept as a folder")
     with replacing(folder) as aside:
         state = {name: value.detach().cpu().contiguous() for name, value in scene.state_dict().items()}
         save_file(state, str(aside / WEIGHTS))
         write_json(aside / ABOUT, {"prompt": prompt, **scene.describe()})
         lines = [f"- `{WEIGHTS}`, `{ABOUT}`: the scene, for `fewstep threed render` and the like"]
-        cloud = scene.gaussians()
-        if cloud is not None:
-            write_ply(aside / SPLATS, cloud)
-            lines.append(f"- `{SPLATS}`: its Gaussians in the usual layout, for any viewer of splats")
         try:
             export_mesh(scene.mesh(), aside / MESH)
             lines.append(f"- `{MESH}`: a mesh with colours, y up")
+            cloud = scene.gaussians()  # of some scenes they lie on the mesh
+            if cloud is not None:
+                write_ply(aside / SPLATS, cloud)
+                lines.append(f"- `{SPLATS}`: its Gaussians in the usual layout, for any viewer of splats")
         except UserError as error:
-            lines.append(f"- no mesh: {error}")
+            lines.append(f"- not everything could be made: {error}")
         text = f"# {prompt or card.get('name', 'asset')}\n\n" + "\n".join(lines)
         (aside / "README.md").write_text(f"{text}\n\n| | |\n|---|---|\n{facts_table(card)}\n", encoding="utf-8")
 
@@ -77,7 +76,7 @@ def read_asset(path: Path) -> Asset:
 
 def _read_folder(folder: Path) -> Asset:
     about = read_json(folder / ABOUT)
-    makers: dict[str, type[Scene]] = {"gaussians": GaussianScene, "field": FieldScene}
+    makers: dict[str, type[Scene]] = {"gaussians": GaussianScene, "field": FieldScene, "planes": PlaneScene}
     kind = about.get("kind")
     check(kind in makers, f"{folder / ABOUT}: kind '{kind}' is no scene this version knows ({', '.join(makers)})")
     try:

@@ -38,6 +38,10 @@ class ThreedDomain:
             from fewstep.threed.problems.model_of_views import build_views
 
             return build_views(config, specs, seed, device)
+        if config.student == "planes":
+            from fewstep.threed.problems.generator import build_generator
+
+            return build_generator(config, specs, seed, device)
         from fewstep.threed.problems.scene import build_scene
 
         return build_scene(config, specs, seed, device)

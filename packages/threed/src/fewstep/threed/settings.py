@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fewstep.core.errors import check
@@ -10,8 +10,9 @@ from fewstep.core.image.settings import ProcessConfig
 from fewstep.core.models.settings import ModelConfig
 from fewstep.core.networks.roles import RolesConfig
 from fewstep.threed.cameras import ViewRanges
+from fewstep.threed.planes.model import PlanesConfig
 
-Student = Literal["scene", "views"]
+Student = Literal["scene", "planes", "views"]
 SOLIDS_CAMERAS = ViewRanges(elevation_deg=(-10.0, 40.0), fov_y_deg=(40.0, 40.0), relative_distance=(1.165, 1.165))
 
 
@@ -74,19 +75,22 @@ class SceneConfig:
 class ThreedConfig:
     """The threed domain.
 
-    ``student``: a ``scene`` of one prompt, whose renders the teacher judges, or ``views``: a model of pictures of
-    solids, as teachers are made. ``teacher``: a shipped view model's name, a folder one was exported to, or a run's
-    folder. Empty: none. ``prompt``: of a scene. ``prompts``: those a model of views is trained on: ``things``, ``on``,
-    ``all`` or a text file; ``pictures``: of each. ``cameras``: where views are taken from; those of a teacher are its
+    ``student``: a ``scene`` of one prompt, whose renders the teacher judges; ``planes``: a network that makes scenes of
+    prompts; or ``views``: a model of pictures of solids, as teachers are made. ``teacher``: a shipped view model's name, a folder one was exported to, or a run's
+    folder. Empty: none. ``teachers``: further ones by a name of one's own, for recipes that listen to several.
+    ``prompt``: of a scene. ``prompts``: those a network is trained on: ``things``, ``on``, ``all`` or a
+    text file; ``pictures``: of each. ``cameras``: where views are taken from; those of a teacher are its
     own. ``process``: of an untrained network.
     """
 
     student: Student = "scene"
     teacher: str = "solids"
+    teachers: dict[str, str] = field(default_factory=dict)
     prompt: str = "a red cone"
     prompts: str = "things"
     pictures: int = 64
     scene: SceneConfig = SceneConfig()
+    planes: PlanesConfig = PlanesConfig()
     network: ViewNetworkConfig = ViewNetworkConfig()
     process: ProcessConfig = ProcessConfig(name="vp-scaled-linear")
     cameras: ViewRanges = SOLIDS_CAMERAS
@@ -95,3 +99,6 @@ class ThreedConfig:
 
     def __post_init__(self) -> None:
         check(self.pictures >= 1, f"domain.pictures must be at least 1, got {self.pictures}")
+        check(
+            "teacher" not in self.teachers, "domain.teachers: 'teacher' is the name of domain.teacher: choose another"
+        )

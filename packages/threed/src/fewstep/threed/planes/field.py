@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal, cast
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -238,6 +238,19 @@ class PlaneScene(Scene):
     def gaussians(self) -> Gaussians:
         """Return a cloud of flat Gaussians on the mesh; UserError where there is none."""
         return surfels(self.mesh(), self.config.gaussians)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what :meth:`rebuilt` needs besides the tensors."""
+        return {"kind": "planes", "field": asdict(self.config)}
+
+    @classmethod
+    def rebuilt(cls, about: Mapping[str, Any], state: Mapping[str, Tensor]) -> PlaneScene:
+        """Return the scene that was described; KeyError, TypeError, RuntimeError or UserError for what does not fit."""
+        config = FieldConfig(**about["field"])
+        heads = FieldHeads(state["planes"].shape[1], config)
+        made = cls(state["planes"], heads, config)
+        made.load_state_dict(dict(state))
+        return made.eval().requires_grad_(False)
 
 
 def at_points(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -14,6 +14,6 @@ def teacher_process(config: ThreedConfig) -> Process:
     return reading(read_scheduler(find_folder(config.teacher)))[0]
 
 
-def open_judge(config: ThreedConfig) -> Judge:
-    """Return the configured teacher as a judge of renders; UserError for what is none."""
-    return ViewJudge(load_model(config.teacher))
+def open_judge(config: ThreedConfig, name: str = "") -> Judge:
+    """Return a teacher, the configured one for "", as a judge of renders; UserError for what is none."""
+    return ViewJudge(load_model(name or config.teacher))
