@@ -122,14 +122,16 @@ def sjc_loss(
     tau: Float[Tensor, " b"],
     *,
     variance_reduced: bool = True,
+    weight: Float[Tensor, " b"] | None = None,
     reduction: Reduction = "sum",
 ) -> Float[Tensor, " b"]:
     """Score Jacobian chaining, in variance-exploding coordinates (arXiv 2212.00774).
 
-    ``x_noisy = x + tau n``, ``denoised`` the teacher's x0 there. Gradient ``(x - denoised)/tau``, which is
-    ``eps_teacher - n``, or ``(x_noisy - denoised)/tau = eps_teacher`` when not ``variance_reduced``.
+    ``x_noisy = x + tau n``, ``denoised`` the teacher's x0 there. Gradient ``w (x - denoised)/tau``, which is
+    ``w (eps_teacher - n)``, or ``w (x_noisy - denoised)/tau = w eps_teacher`` when not ``variance_reduced``.
     """
-    return _gap_loss(x, x if variance_reduced else x_noisy, denoised, 1 / tau, reduction)
+    factor = 1 / tau if weight is None else weight / tau
+    return _gap_loss(x, x if variance_reduced else x_noisy, denoised, factor, reduction)
 
 
 def csd_loss(
@@ -209,14 +211,16 @@ def ism_loss(
     sigma: Float[Tensor, " b"],
     *,
     scale: float = 1.0,
+    weight: Float[Tensor, " b"] | None = None,
     reduction: Reduction = "sum",
 ) -> Float[Tensor, " b"]:
-    """Interval score matching, gradient ``scale sigma/alpha (eps_teacher(x_t) - eps_inverse(x_s))``.
+    """Interval score matching, gradient ``scale w sigma/alpha (eps_teacher(x_t) - eps_inverse(x_s))``.
 
     LucidDreamer (arXiv 2311.11284). ``x_s`` and ``x_t`` come from DDIM inversion with the empty prompt;
     ``eps_inverse`` is the prediction that inversion made at ``x_s``, the less noisy of the two; alpha, sigma are at t.
     """
-    return _gap_loss(x, eps_teacher, eps_inverse, scale * sigma / alpha, reduction)
+    factor = scale * sigma / alpha
+    return _gap_loss(x, eps_teacher, eps_inverse, factor if weight is None else factor * weight, reduction)
 
 
 def score_difference_loss(
