@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fewstep.core.data.writing import write_tensors, write_text
 from fewstep.core.errors import UserError, check
+from fewstep.core.tensors import precise
 from fewstep.threed.cameras import Camera
 from fewstep.threed.gaussians.harmonics import from_rgb
 from fewstep.threed.gaussians.parameters import Gaussians
@@ -34,8 +35,9 @@ START = (0.0, 0.0, 0.0, -1.0, -0.7, -0.7, -0.7, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.
 class DecoderConfig:
     """Settings of a decoder.
 
-    ``channels``: of a latent. ``upsample``: Gaussians along a side of a latent pixel. ``position``: ``ray`` is a depth between ``near`` and ``far`` along the pixel's ray and a shift across it of at most a pixel; ``world`` is
-    LGM's clamped position. ``views``: which views give Gaussians (empty: all); all are attended to.
+    ``channels``: of a latent. ``upsample``: Gaussians along a side of a latent pixel. ``position``: ``ray`` is a depth
+    between ``near`` and ``far`` along the pixel's ray, and a shift across it of at most a pixel; ``world`` is LGM's
+    clamped position. ``views``: which views give Gaussians (empty: all); all are attended to.
     """
 
     channels: int = 48
@@ -77,7 +79,7 @@ class GaussianDecoder(nn.Module):
             self.norm = nn.LayerNorm(config.width)
             self.mix = nn.Linear(config.width + config.channels, 2 * config.width)
             self.head = nn.Linear(2 * config.width, NUMBERS * config.upsample**2)
-        nn.init.normal_(self.head.weight, std=0.02)
+            nn.init.normal_(self.head.weight, std=0.02)
         with torch.no_grad():
             # upsampling is by blocks of channels: each number is upsample^2 of them
             self.head.bias.copy_(torch.tensor(START).repeat_interleave(config.upsample**2))
@@ -90,7 +92,8 @@ class GaussianDecoder(nn.Module):
         batch, views, channels, height, width = latents.shape
         check(channels == self.config.channels, f"latents of {channels} channels, the decoder {self.config.channels}")
         check(len(camera) == batch * views, f"{len(camera)} cameras for {batch} x {views} views: give one each")
-        rays = pluecker(camera.resized(width, height)).to(latents).reshape(batch, views, height, width, 6)
+        with torch.autocast(latents.device.type, enabled=False):
+            rays = pluecker(camera.resized(width, height)).to(latents).reshape(batch, views, height, width, 6)
         pixels = latents.movedim(2, -1)
         x = self.enter(torch.cat([pixels, rays], -1).flatten(1, 3))
         for block in self.blocks:
@@ -120,11 +123,12 @@ class GaussianDecoder(nn.Module):
             made.append(activate(numbers[chosen], seen, self.config))
         return made
 
-    def save(self, folder: Path) -> None:
-        """Write configuration and weights, as they are."""
+    def save(self, folder: Path, *, half: bool = False) -> None:
+        """Write configuration and weights, as they are or in half precision."""
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG_FILE, json.dumps(asdict(self.config), indent=2) + "\n")
-        write_tensors(folder / WEIGHTS_FILE, self.state_dict())
+        state = self.state_dict()
+        write_tensors(folder / WEIGHTS_FILE, {k: v.half() for k, v in state.items()} if half else state)
 
     @classmethod
     def load(cls, folder: Path) -> GaussianDecoder:
@@ -155,8 +159,8 @@ def activate(raw: Float[Tensor, "v h w 14"], camera: Camera, config: DecoderConf
 
     Opacity is a sigmoid, scale 0.1 softplus, rgb ``0.5 tanh + 0.5``, and quaternions are normalised, as in LGM.
     """
-    raw = raw.float() if raw.dtype != torch.float64 else raw
-    position, opacity, scale, quaternion, rgb = raw.flatten(0, 2).split(SPLIT, -1)
+    raw = precise(raw)
+    position, opacity, scale, quaternion, rgb = torch.split(raw.flatten(0, 2), list(SPLIT), -1)
     if config.position == "world":
         means = position.clamp(-1, 1)
     else:

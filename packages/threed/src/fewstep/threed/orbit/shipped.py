@@ -7,6 +7,7 @@ there. One core, single precision.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from fewstep.core.denoiser import NetworkDenoiser
@@ -62,7 +63,7 @@ def make_teacher(data: OrbitData, folder: Path, steps: int) -> None:
 
 def make_decoder(data: OrbitData, folder: Path, steps: int) -> None:
     """Train the decoder to Gaussians: stage 1 of the recipe."""
-    config = GSV3DConfig(**(_fields(CONFIG) | {"decoder_steps": steps}))
+    config = replace(CONFIG, decoder_steps=steps)
     decoder = GaussianDecoder(config.decoder)
     roles = {"decoder": decoder, "student": decoder, "codec": decoder}  # this stage asks for the decoder alone
     actors = Actors(roles, PROCESS, (VIEWS, CHANNELS, SIDE, SIDE))
@@ -86,10 +87,6 @@ def make_student(data: OrbitData, folder: Path, steps: int) -> None:
     assert isinstance(merged, OrbitUNet)
     merged.save(folder / "student")
     decoder.save(folder / "decoder-2")
-
-
-def _fields(config: GSV3DConfig) -> dict[str, object]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
 def main() -> None:
