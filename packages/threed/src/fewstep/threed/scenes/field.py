@@ -15,7 +15,15 @@ from fewstep.threed.fields.heads import ColourHead, DensityHead, SDFHead
 from fewstep.threed.fields.meshes import Mesh, extract_mesh, keep_large_parts
 from fewstep.threed.fields.normals import eikonal_loss, unit, value_and_gradient
 from fewstep.threed.fields.opacity import density_alpha
-from fewstep.threed.fields.rendering import Opacity, box_span, even_edges, neus_opacity, render_rays, volsdf_opacity
+from fewstep.threed.fields.rendering import (
+    Opacity,
+    Rays,
+    box_span,
+    even_edges,
+    neus_opacity,
+    render_rays,
+    volsdf_opacity,
+)
 from fewstep.threed.fields.triplane import sample_triplane
 from fewstep.threed.views import Scene, Views
 
@@ -73,16 +81,14 @@ class FieldScene(Scene):
         ``rng``: a generator of as many samples as divide the cameras, or of one per camera.
         """
         origins, directions = (each.reshape(-1, 3) for each in camera.rays())
-        near, far = box_span(origins, directions)
         jitter = None
         if rng is not None:
             each = len(camera) // len(rng.ids) * camera.height * camera.width
             jitter = rng.uniform("sections", (each, self.sections + 1)).flatten(0, 1).to(origins)
-        edges = even_edges(near, far, self.sections, jitter)
         behind = torch.as_tensor(background, dtype=origins.dtype, device=origins.device)
         if behind.ndim == 2:
             behind = behind.repeat_interleave(camera.height * camera.width, dim=0)
-        found = render_rays(self._opacity(), self.colour, origins, directions, edges, behind, fine=self.fine)
+        found = self.along(origins, directions, behind, jitter)
         forward = camera.world_to_camera[:, 2, :3].repeat_interleave(camera.height * camera.width, dim=0)
         along = (directions * forward).sum(-1, keepdim=True)
         size = (len(camera), camera.height, camera.width, -1)
@@ -92,6 +98,18 @@ class FieldScene(Scene):
         )
         self._seen = {"opacity": (alpha.square() + 0.01).sqrt().mean()}
         return Views(rgb, alpha, depth, normal)
+
+    def along(
+        self,
+        origins: Float[Tensor, "r 3"],
+        directions: Float[Tensor, "r 3"],
+        background: float | Float[Tensor, "#r c"] = 1.0,
+        jitter: Float[Tensor, "r m"] | None = None,
+    ) -> Rays:
+        """Return what unit rays see, the edges of their sections moved by ``jitter`` in [0, 1)."""
+        near, far = box_span(origins, directions)
+        edges = even_edges(near, far, self.sections, jitter)
+        return render_rays(self._opacity(), self.colour, origins, directions, edges, background, fine=self.fine)
 
     def regularisers(self) -> dict[str, Tensor]:
         """Return the mean opacity of the last render, and of a signed distance how far its slope is from 1."""
