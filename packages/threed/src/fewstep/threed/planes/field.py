@@ -230,7 +230,12 @@ class PlaneScene(Scene):
     def mesh(self, resolution: int = 96) -> Mesh:
         """Return the zero level of the distance with vertex colours; UserError where there is none."""
         field, bound = self.field(), self.config.bound
-        found = extract_mesh(at_points(field.sdf), resolution, bound=bound, device=self.planes.device)
+        cut = bound * (1 - 1.5 / resolution)  # what leaves the cube is cut off, and closed
+
+        def inside(points: Tensor) -> Tensor:
+            return torch.maximum(field.sdf(points), points.abs().amax(-1) - cut)
+
+        found = extract_mesh(at_points(inside), resolution, bound=bound, device=self.planes.device)
         with torch.no_grad():
             found = deformed(field, found, resolution)
         return keep_large_parts(found).coloured(at_points(field.colour))
