@@ -60,9 +60,7 @@ class TwoClasses(MixtureTeacher):
         super().__init__(SD, [0.5, 0.5], [[1.0, -2.0], [-1.0, 0.5]], [0.5, 0.5])
 
 
-@pytest.mark.parametrize(
-    ("normalizer", "wanted"), [("clean", (-0.763912, 0.954890)), ("noisy", (-0.636886, 0.796107))]
-)
+@pytest.mark.parametrize(("normalizer", "wanted"), [("clean", (-0.763912, 0.954890)), ("noisy", (-0.636886, 0.796107))])
 def test_classifier_score_distillation_by_the_golden_numbers(normalizer, wanted):
     teacher = TwoClasses()
     recipe = recipe_of(PRDConfig(teacher=CSD, normalizer=normalizer, time=TimeConfig(low=0.0, high=1.0), **QUIET))

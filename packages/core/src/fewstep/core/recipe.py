@@ -150,7 +150,8 @@ class Actors:
     ``roles``: denoisers (and discriminators) by name; ``student`` and usually ``teacher`` are among them.
     ``shape``: of one sample. ``generate``: for domains whose student is not a denoiser (a scene that is rendered): maps
     ``(batch, rng)`` to teacher-space samples with gradient and the condition they are to be judged under.
-    ``averaged``: set by the loop; gives the weights of a role that would be exported now (its EMA, parameters in
+    ``penalties``: what such a student has against itself after ``generate``, named numbers with gradient that the loop
+    adds to the loss of phases that train it. ``averaged``: set by the loop; gives the weights of a role that would be exported now (its EMA, parameters in
     order), for recipes that promote a student. Without it, the live weights are taken.
     ``total``: set by the loop; sums a tensor over all processes, for recipes that keep running means over the global
     batch. Without it, this process is taken to be alone. ``dtype``: of the noise recipes draw. ``judges``: what samples
@@ -161,6 +162,7 @@ class Actors:
     process: Process
     shape: tuple[int, ...]
     generate: Callable[[Batch, Rng], tuple[Tensor, Cond]] | None = None
+    penalties: Callable[[Rng], Mapping[str, Tensor]] | None = None
     averaged: Callable[[str], list[Tensor]] | None = None
     total: Callable[[Tensor], Tensor] | None = None
     dtype: torch.dtype = torch.float32

@@ -22,7 +22,7 @@ from fewstep.threed.judges import Judge
 from fewstep.threed.planes.field import PlaneField
 from fewstep.threed.planes.generator import generator_of
 from fewstep.threed.planes.model import PlanesConfig, encode_prompts, make_generator, save_planes, student_of
-from fewstep.threed.shapes.prompts import COLOURS, KINDS
+from fewstep.threed.shapes.split import split_prompts
 from fewstep.threed.teachers.view_model import to_samples
 from fewstep.threed.truth import find_truth
 
@@ -34,14 +34,9 @@ SHOWN_FROM = (35.0, 20.0)
 DISTANCE, FOV_Y_DEG = 3.2, 40.0
 
 
-def held_out_things() -> tuple[str, ...]:
-    """Return one single solid per colour, kinds in turn, that students are not trained on but knows the words of."""
-    return tuple(f"a {colour} {KINDS[index % len(KINDS)]}" for index, colour in enumerate(COLOURS))
-
-
-def split_prompts(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the prompts to train on, and those of :func:`held_out_things` among them."""
-    held = held_out_things()
+def parts_of(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the prompts to train on, and those among them that are held out (:func:`split_prompts`)."""
+    held = {str(prompt) for prompt in split_prompts()[1]}
     return [each for each in prompts if each not in held], [each for each in prompts if each in held]
 
 
@@ -85,7 +80,7 @@ def build_planes(
     Raises UserError for recipes that need other roles than a student and judges, and prompts nobody can read.
     """
     check(bool(judges), "a feed-forward student needs one teacher or more that judges its renders")
-    trained, held = split_prompts(list(dict.fromkeys(prompts)))
+    trained, held = parts_of(list(dict.fromkeys(prompts)))
     check(bool(trained), "no prompts to train on: give some besides the held-out ones")
     for spec in specs:
         if spec.name not in ("student", "judges"):

@@ -76,11 +76,11 @@ class ThreedConfig:
     """The threed domain.
 
     ``student``: a ``scene`` of one prompt, whose renders the teacher judges; ``planes``: a network that makes scenes of
-    prompts; or ``views``: a model of pictures of solids, as teachers are made. ``teacher``: a shipped view model's name, a folder one was exported to, or a run's
-    folder. Empty: none. ``teachers``: further ones by a name of one's own, for recipes that listen to several.
-    ``prompt``: of a scene. ``prompts``: those a network is trained on: ``things``, ``on``, ``all`` or a
-    text file; ``pictures``: of each. ``cameras``: where views are taken from; those of a teacher are its
-    own. ``process``: of an untrained network.
+    prompts; or ``views``: a model of pictures of solids, as teachers are made. ``teacher``: a shipped view model's
+    name, a folder one was exported to, or a run's folder. Empty: none. ``teachers``: further ones by a name of one's
+    own, for recipes that listen to several. ``prompt``: of a scene. ``prompts``: those a network is trained on:
+    ``things``, ``on``, ``all`` or a text file; ``pictures``: of each. ``cameras``: where views are taken from; those of
+    a teacher are its own. ``process``: of an untrained network.
     """
 
     student: Student = "scene"

@@ -59,6 +59,6 @@ class Scene(nn.Module, ABC):
         Raises KeyError, TypeError, ValueError, RuntimeError or UserError for what does not fit.
         """
 
-    def regularisers(self) -> dict[str, Tensor]:
-        """Return what the last training render says against the scene itself, one number each; usually nothing."""
+    def penalties(self, rng: Rng) -> dict[str, Tensor]:
+        """Return what can be held against the scene itself after a render, named numbers with gradient; or nothing."""
         return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,7 @@ class PhaseRunner:
         self.name, self.recipe, self.cast, self.world = name, recipe, cast, world
         self.train, self.optim = train, optim.for_phase(name)
         self.named = cast.parameters(name)
+        self.trains_student = any(p.name == name and "student" in p.trains for p in recipe.phases(recipe.config))
         self.parameters = [parameter for _, parameter in self.named]
         self.stepper = make_stepper(self.optim, self.parameters, world)
         self.scale = LossScale(FIRST_SCALE if train.precision == "fp16" else 1.0)
@@ -177,8 +178,9 @@ class PhaseRunner:
             while more:
                 with self.world.autocast(self.train.precision):
                     terms = next(losses, None)
-                if terms is None:
-                    raise UserError(f"{who}: the losses end after one with more" if found else f"{who}: no losses")
+                    if terms is None:
+                        raise UserError(f"{who}: the losses end after one with more" if found else f"{who}: no losses")
+                    terms = self._penalised(terms, rng, piece.size)
                 total, more = _checked(terms, piece.size, who), terms.more
                 self.stepper.backward(total.sum() * (self.scale.value / size), last and not more)
                 for name, summed in self._sums(terms).items():
@@ -187,6 +189,14 @@ class PhaseRunner:
             if next(losses, None) is not None:
                 raise UserError(f"{who}: the losses go on after one without more")
         return {name: torch.stack(values).mean() for name, values in found.items()}
+
+    def _penalised(self, terms: LossTerms, rng: Rng, size: int) -> LossTerms:
+        """Return a loss with what the domain's student has against itself, where this phase trains it."""
+        penalties = self.recipe.actors.penalties
+        if penalties is None or not self.trains_student:
+            return terms
+        own = {name: value.expand(size) for name, value in penalties(rng.fork("penalties")).items()}
+        return replace(terms, terms={**terms.terms, **own})
 
     def _sums(self, terms: LossTerms) -> dict[str, Tensor]:
         values = {f"loss/{self.name}/{name}": value for name, value in terms.terms.items()}

@@ -125,6 +125,12 @@ def build_scene(config: ThreedConfig, specs: Sequence[RoleSpec], seed: int, devi
         if isinstance(module, nn.Module):
             module.to(device)
     truth = find_truth(config.prompt)
+    weights = {"opacity": config.scene.opacity, "eikonal": config.scene.eikonal}
+
+    def penalties(rng: Rng) -> dict[str, Tensor]:
+        if not any(weights.values()):
+            return {}
+        return {name: weights[name] * value for name, value in scene.penalties(rng).items() if weights[name] > 0}
 
     def conditions(n: int, _seed: int) -> Cond:
         look = looks(n).to(device)
@@ -145,7 +151,7 @@ def build_scene(config: ThreedConfig, specs: Sequence[RoleSpec], seed: int, devi
         write_asset(student, folder, card, prompt=config.prompt)
 
     return Problem(
-        actors=Actors({"student": scene, **roles}, judge.process, judge.shape, renderer.generate),
+        actors=Actors({"student": scene, **roles}, judge.process, judge.shape, renderer.generate, penalties=penalties),
         data=source,
         conditions=conditions,
         evaluate=evaluate,

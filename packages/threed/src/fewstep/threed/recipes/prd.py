@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.core.denoiser import Cond, Denoiser
+from fewstep.core.denoiser import Cond, Denoiser, concat
 from fewstep.core.errors import check, nearest
 from fewstep.core.grids import time_grid
 from fewstep.core.guidance import Guided, guide
@@ -25,7 +25,6 @@ from fewstep.core.losses.monitors import gap
 from fewstep.core.process import Process, times
 from fewstep.core.recipe import Actors, Batch, LossTerms, Phase, Recipe, RoleSpec, StepPlan
 from fewstep.core.recipes.rollout import Noised, Sample, StudentConfig, noised, noised_at, student_plan
-from fewstep.core.recipes.sds import with_and_without
 from fewstep.core.rng import Rng
 from fewstep.core.tensors import sample_mean
 from fewstep.core.times import TimeConfig
@@ -254,7 +253,7 @@ class PRD(Recipe):
         if settings.against == "noise":
             return Guided(teacher, scale).eps(at.x_t, at.t, sample.cond), at.eps
         if settings.asd_ratio == 0:
-            _, (cond, uncond) = with_and_without(teacher, sample, at)
+            cond, uncond = _with_and_without(teacher, sample, at)
             return guide(cond, uncond, scale), cond
         later = shifted_time(teacher.process, self.config.time, at.t, settings.asd_ratio, rng.uniform("asd"), step)
         noisier = noised_at(teacher.process, sample, later, at.eps)
@@ -270,6 +269,13 @@ def shifted_time(
     shift = asd_time(t, low, share.to(t), ratio) - t
     shift = shift.clamp_min(0)
     return (t + (shift.floor() if process.discrete else shift)).clamp_max(process.t_max)
+
+
+def _with_and_without(teacher: Denoiser, sample: Sample, at: Noised) -> tuple[Tensor, Tensor]:
+    """Return the noises predicted with and without the condition, in one doubled batch."""
+    told = concat([sample.cond, teacher.null(sample.cond)])
+    cond, uncond = teacher.eps(torch.cat([at.x_t, at.x_t]), torch.cat([at.t, at.t]), told).chunk(2)
+    return cond, uncond
 
 
 def sparsity(seen: Views) -> Float[Tensor, " v"]:

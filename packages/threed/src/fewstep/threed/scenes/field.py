@@ -28,6 +28,7 @@ from fewstep.threed.fields.triplane import sample_triplane
 from fewstep.threed.views import Scene, Views
 
 FieldKind = Literal["density", "neus", "volsdf"]
+POINTS = 2048  # at which the slope of a signed distance is looked at
 LEVEL = 10.0  # of a density: half a section of 0.07 is opaque there
 
 
@@ -111,11 +112,11 @@ class FieldScene(Scene):
         edges = even_edges(near, far, self.sections, jitter)
         return render_rays(self._opacity(), self.colour, origins, directions, edges, background, fine=self.fine)
 
-    def regularisers(self) -> dict[str, Tensor]:
-        """Return the mean opacity of the last render, and of a signed distance how far its slope is from 1."""
+    def penalties(self, rng: Rng) -> dict[str, Tensor]:
+        """Return ``opacity``, of the last render, and of a signed distance ``eikonal``: how far its slope is from 1."""
         found = dict(self._seen)
         if self.kind != "density":
-            points = 2 * torch.rand(2048, 3, device=self.planes.device) - 1
+            points = (2 * rng.uniform("points", (POINTS // len(rng.ids), 3)).flatten(0, 1) - 1).to(self.planes)
             _, gradient = value_and_gradient(self.shape, points, create_graph=True)
             found["eikonal"] = eikonal_loss(gradient[None])[0]
         return found
