@@ -151,11 +151,11 @@ class Actors:
     ``shape``: of one sample. ``generate``: for domains whose student is not a denoiser (a scene that is rendered): maps
     ``(batch, rng)`` to teacher-space samples with gradient and the condition they are to be judged under.
     ``penalties``: what such a student has against itself after ``generate``, named numbers with gradient that the loop
-    adds to the loss of phases that train it. ``averaged``: set by the loop; gives the weights of a role that would be exported now (its EMA, parameters in
-    order), for recipes that promote a student. Without it, the live weights are taken.
-    ``total``: set by the loop; sums a tensor over all processes, for recipes that keep running means over the global
-    batch. Without it, this process is taken to be alone. ``dtype``: of the noise recipes draw. ``judges``: what samples
-    are ranked by where a method learns from preferences, the usual one first.
+    adds to the loss of phases that train it. ``averaged``: set by the loop; gives the weights of a role that would be
+    exported now (its EMA, parameters in order), for recipes that promote a student. Without it, the live weights are
+    taken. ``total``: set by the loop; sums a tensor over all processes, for recipes that keep running means over the
+    global batch. Without it, this process is taken to be alone. ``dtype``: of the noise recipes draw. ``judges``: what
+    samples are ranked by where a method learns from preferences, the usual one first.
     """
 
     roles: dict[str, Any]

@@ -191,9 +191,9 @@ class PhaseRunner:
         return {name: torch.stack(values).mean() for name, values in found.items()}
 
     def _penalised(self, terms: LossTerms, rng: Rng, size: int) -> LossTerms:
-        """Return a loss with what the domain's student has against itself, where this phase trains it."""
+        """Return the last loss of a micro-batch with what a student has against itself, where this phase trains it."""
         penalties = self.recipe.actors.penalties
-        if penalties is None or not self.trains_student:
+        if penalties is None or terms.more or not self.trains_student:
             return terms
         own = {name: value.expand(size) for name, value in penalties(rng.fork("penalties")).items()}
         return replace(terms, terms={**terms.terms, **own})
