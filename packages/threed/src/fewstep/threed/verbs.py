@@ -69,7 +69,49 @@ def _generate(args: Namespace) -> None:
     generate(args)
 
 
+def _positive_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e4:
+        raise ArgumentTypeError(f"'{text}' is not a positive number")
+    return value
+
+
+def _render_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("asset", type=Path, metavar="ASSET", help="a folder, a run, or a .ply of Gaussians")
+    parser.add_argument(
+        "-o", "--out", type=Path, action="append", required=True, metavar="FILE",
+        help=".gif, .mp4, .html (a page one can turn) or .png (a sheet); may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--views", type=positive, metavar="N", help="around it (48; a sheet 8)")
+    parser.add_argument("--size", type=positive, metavar="N", help="of a picture, in pixels (256; in a sheet 128)")
+    parser.add_argument("--elevation", type=_degrees, default=15.0, metavar="DEG", help="of the camera (15)")
+    parser.add_argument("--distance", type=_positive_number, default=3.2, metavar="X", help="of the camera (3.2)")
+    parser.add_argument("--fps", type=_positive_number, default=24.0, metavar="X", help="(24)")
+
+
+def _render(args: Namespace) -> None:
+    from fewstep.threed.cli.looking import render
+
+    render(args)
+
+
+def _view_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("asset", type=Path, metavar="ASSET", help="a folder, a run, or a .ply of Gaussians")
+    parser.add_argument("--port", type=positive, default=8080, metavar="N", help="(8080)")
+
+
+def _view(args: Namespace) -> None:
+    from fewstep.threed.cli.looking import view
+
+    view(args)
+
+
 VERBS = {
+    "render": Verb("write an asset as seen from all around: film, page or sheet", _render_arguments, _render),
+    "view": Verb("show an asset in the browser", _view_arguments, _view),
     "generate": Verb("make assets of prompts or pictures", _generate_arguments, _generate),
     "eval": Verb("measure assets against the truth and their views against each other", _eval_arguments, _eval),
 }
