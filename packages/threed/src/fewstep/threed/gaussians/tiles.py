@@ -117,9 +117,7 @@ def tiles(
     return Tiles(tile_size, width, height, ids[met][sorting], place)
 
 
-def _spans(
-    means2d: Tensor, half: Tensor, shown: Tensor, width: int, height: int, size: int
-) -> tuple[Tensor, Tensor]:
+def _spans(means2d: Tensor, half: Tensor, shown: Tensor, width: int, height: int, size: int) -> tuple[Tensor, Tensor]:
     """Return each splat's first column and row of tiles, and how many of both its box meets: "n 2" each."""
     limits = means2d.new_tensor([-(-width // size), -(-height // size)])
     # a pixel's centre is half a pixel inside its tile
