@@ -18,11 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewstep.threed.gaussians.tiles import FAINTEST, Tile, Tiles
+from fewstep.threed.gaussians.tiles import FAINTEST, Tiles
 
 CAP = 0.999
 OPAQUE = 1e-4
 BLOCK = 256  # splats of a tile at a time
+ELEMENTS = 2**17  # pairs of a splat and a pixel at a time, where tiles have few splats
 
 
 def composite(
@@ -39,51 +40,45 @@ def composite(
 
 @dataclass(frozen=True)
 class _Block:
-    """Splats start..stop (m) on the unfinished pixels (p) of a tile; ``rows`` are these pixels, None: all of them."""
+    """Some splats of some tiles: "k p m" for tiles, pixels and splats."""
 
-    start: int
-    stop: int
-    rows: Tensor | None
-    basis: Tensor  # "6 p"
-    alpha: Tensor  # "p m", 0 where the splat is left out
-    clear: Tensor  # "p m", 1 - alpha
-    before: Tensor  # "p m", transmittance in front of the splat
-    after: Tensor  # " p", transmittance behind the last one
-    free: Tensor | None  # "p m", where the alpha is not capped; None: nowhere
+    places: Tensor  # " k", of the tiles
+    index: Tensor  # "k m", where the splats are among those of all tiles, one behind the last for none
+    alpha: Tensor  # "k p m", 0 where the splat is left out
+    clear: Tensor  # "k p m", 1 - alpha
+    before: Tensor  # "k p m", transmittance in front of the splat
+    after: Tensor  # "k p", transmittance behind all of them
+    free: Tensor | None  # "k p m", where the alpha is not capped; None: everywhere
 
 
-def _blocks(tile: Tile, basis: Tensor, coefficients: Tensor, capped: Tensor) -> Iterator[_Block]:
-    """Give the blocks of a tile from near to far, until every pixel is finished."""
-    left = basis.new_ones(basis.shape[1])
-    rows: Tensor | None = None
+def _blocks(over: Tiles, basis: Tensor, coefficients: Tensor, capped: Tensor) -> Iterator[_Block]:
+    """Give the blocks of every tile from near to far, until each of its pixels is finished."""
     below = _below(FAINTEST, basis.dtype)
-    for start in range(tile.start, tile.stop, BLOCK):
-        stop = min(start + BLOCK, tile.stop)
-        raw = torch.exp(basis.T @ coefficients[start:stop].T)
-        alpha = F.threshold(raw, below, 0)
-        free = None
-        if bool(capped[start:stop].any()):
-            free = raw <= CAP
-            alpha = alpha.clamp_max(CAP)
-        # one column more than splats, so that "before" and "after" are views of one running product
-        running = raw.new_empty(raw.shape[0], raw.shape[1] + 1)
-        running[:, 0] = left
-        clear = running[:, 1:] = 1 - alpha
-        running = torch.cumprod(running, dim=1)
-        left = after = running[:, -1]
-        finished = bool(left.min() <= OPAQUE)
-        if finished:
-            # the product only falls, so all behind the splat that finishes a pixel are left out with it
-            alpha = alpha * (running[:, 1:] > OPAQUE)
-            clear = 1 - alpha
-            after = running[:, 0] * clear.prod(dim=1)
-        yield _Block(start, stop, rows, basis, alpha, clear, running[:, :-1], after, free)
-        if finished:
-            going = (left > OPAQUE).nonzero()[:, 0]
+    for places, starts, counts in over.groups(ELEMENTS, BLOCK):
+        left = through = basis.new_ones(len(places), basis.shape[1])
+        for first in range(0, int(counts[0]), BLOCK):
+            column = torch.arange(first, min(first + BLOCK, int(counts[0])), device=basis.device)
+            index = torch.where(column < counts[:, None], starts[:, None] + column, len(over.ids))
+            raw = torch.matmul(basis.T, coefficients[index].transpose(1, 2)).exp_()
+            alpha, free = F.threshold(raw, below, 0), None
+            if bool(capped[index].any()):
+                alpha, free = alpha.clamp_max(CAP), raw <= CAP
+            # one column more than splats, so that "before" and "after" are views of one running product
+            running = raw.new_empty(*raw.shape[:2], raw.shape[2] + 1)
+            running[..., 0] = left
+            clear = running[..., 1:] = 1 - alpha
+            running = torch.cumprod(running, dim=2)
+            left = after = running[..., -1]
+            if bool(left.min() <= OPAQUE):
+                # the product only falls, so all behind the splat that finishes a pixel are left out with it
+                alpha = alpha * torch.sign(F.relu(running[..., 1:] - OPAQUE))
+                clear = 1 - alpha
+                after = through * clear.prod(dim=2)
+            yield _Block(places, index, alpha, clear, running[..., :-1], after, free)
+            going = ((left > OPAQUE).any(dim=1) & (counts > first + BLOCK)).nonzero()[:, 0]
             if len(going) == 0:
-                return
-            rows = going if rows is None else rows[going]
-            basis, left = basis[:, going], left[going]
+                break
+            places, starts, counts, left, through = (each[going] for each in (places, starts, counts, left, after))
 
 
 def _below(value: float, dtype: torch.dtype) -> float:
@@ -92,20 +87,33 @@ def _below(value: float, dtype: torch.dtype) -> float:
     return float(torch.nextafter(exact, torch.zeros_like(exact)))
 
 
-def _basis(width: int, height: int, size: int, like: Tensor) -> Tensor:
+def _basis(size: int, like: Tensor) -> Tensor:
     """Return 1, x, y, xx, xy, yy of the pixels of a tile, row by row, "6 p"; 0 is ``size // 2`` from its corner."""
-    x = torch.arange(width, dtype=like.dtype, device=like.device) + 0.5 - size // 2
-    y = torch.arange(height, dtype=like.dtype, device=like.device) + 0.5 - size // 2
-    y, x = (each.flatten() for each in torch.meshgrid(y, x, indexing="ij"))
+    along = torch.arange(size, dtype=like.dtype, device=like.device) + 0.5 - size // 2
+    y, x = (each.flatten() for each in torch.meshgrid(along, along, indexing="ij"))
     return torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y])
 
 
 def _coefficients(means2d: Tensor, conics: Tensor, opacities: Tensor, over: Tiles) -> Tensor:
-    """Return log(alpha) of the splats of all tiles as polynomials in the coordinates of their tiles, "m 6"."""
+    """Return log(alpha) of the splats of all tiles as polynomials in the coordinates of their tiles, "m+1 6".
+
+    The last stands for no splat.
+    """
     # in double, for what is far away cancels
     (x, y), (a, b, c) = (means2d[over.ids].double() - over.centres).unbind(-1), conics[over.ids].double().unbind(-1)
     constant = opacities[over.ids].double().log() - 0.5 * (a * x * x + c * y * y) - b * x * y
-    return torch.stack([constant, a * x + b * y, b * x + c * y, -0.5 * a, -b, -0.5 * c], dim=-1).to(means2d.dtype)
+    found = torch.stack([constant, a * x + b * y, b * x + c * y, -0.5 * a, -b, -0.5 * c], dim=-1)
+    return torch.cat([found, found.new_tensor([[-1e4, 0, 0, 0, 0, 0]])]).to(means2d.dtype)
+
+
+def _prepared(
+    means2d: Tensor, conics: Tensor, opacities: Tensor, features: Tensor, over: Tiles
+) -> tuple[Iterator[_Block], Tensor, Tensor]:
+    """Return the blocks, the features of the splats of all tiles ("m+1 d") and the tiles' basis."""
+    basis = _basis(over.size, features)
+    capped = F.pad((opacities > CAP)[over.ids], (0, 1))
+    blocks = _blocks(over, basis, _coefficients(means2d, conics, opacities, over), capped)
+    return blocks, F.pad(features[over.ids], (0, 0, 0, 1)), basis
 
 
 class _Composite(torch.autograd.Function):
@@ -115,26 +123,14 @@ class _Composite(torch.autograd.Function):
     def forward(
         ctx: Any, means2d: Tensor, conics: Tensor, opacities: Tensor, features: Tensor, over: Tiles
     ) -> tuple[Tensor, Tensor]:
-        image = features.new_zeros(over.height, over.width, features.shape[1])
-        clear = features.new_ones(over.height, over.width, 1)
-        coefficients = _coefficients(means2d, conics, opacities, over)
-        colours, capped = features[over.ids].T.contiguous(), (opacities > CAP)[over.ids]
-        bases = _Bases(over.size, features)
-        for tile in over:
-            basis = bases(tile)
-            total = features.new_zeros(features.shape[1], basis.shape[1])
-            left = features.new_ones(basis.shape[1])
-            for block in _blocks(tile, basis, coefficients, capped):
-                seen = colours[:, block.start : block.stop] @ (block.alpha * block.before).T
-                if block.rows is None:
-                    total += seen
-                    left = block.after
-                else:
-                    total[:, block.rows] += seen
-                    left[block.rows] = block.after
-            rows, columns = slice(tile.top, tile.bottom), slice(tile.left, tile.right)
-            image[rows, columns] = total.T.view_as(image[rows, columns])
-            clear[rows, columns] = left.view_as(clear[rows, columns])
+        blocks, colours, basis = _prepared(means2d, conics, opacities, features, over)
+        total = features.new_zeros(over.across * over.down, features.shape[1], basis.shape[1])
+        clear = features.new_ones(len(total), 1, basis.shape[1])
+        for block in blocks:
+            weight = block.alpha * block.before
+            total[block.places] += torch.bmm(colours[block.index].mT, weight.mT)
+            clear[block.places, 0] = block.after
+        image, clear = over.joined(total), over.joined(clear)
         ctx.save_for_backward(means2d, conics, opacities, features, image, clear)
         ctx.over = over
         return image, 1 - clear
@@ -144,54 +140,25 @@ class _Composite(torch.autograd.Function):
     def backward(ctx: Any, image_grad: Tensor, alpha_grad: Tensor) -> tuple[Tensor | None, ...]:
         means2d, conics, opacities, features, image, clear = ctx.saved_tensors
         over: Tiles = ctx.over
-        coefficients = _coefficients(means2d, conics, opacities, over)
-        colours, capped = features[over.ids].T.contiguous(), (opacities > CAP)[over.ids]
-        bases = _Bases(over.size, features)
+        blocks, colours, basis = _prepared(means2d, conics, opacities, features, over)
         # what a pixel's gradient loses to all splats behind: their light, and the change of the alpha
-        behind = (image * image_grad).sum(dim=-1) - clear[..., 0] * alpha_grad[..., 0]
-        by_coefficient, by_colour = (each.new_zeros(each.shape) for each in (coefficients.T, colours))
-        for tile in over:
-            rows, columns = slice(tile.top, tile.bottom), slice(tile.left, tile.right)
-            towards = image_grad[rows, columns].flatten(0, 1).T
-            rest = behind[rows, columns].flatten()
-            for block in _blocks(tile, bases(tile), coefficients, capped):
-                own = slice(block.start, block.stop)
-                there = towards if block.rows is None else towards[:, block.rows]
-                left = rest if block.rows is None else rest[block.rows]
-                by_coefficient[:, own], by_colour[:, own], left = _backward(block, colours[:, own], there, left)
-                if block.rows is None:
-                    rest = left
-                else:
-                    rest[block.rows] = left
-        grads = _by_splat(by_coefficient.T, means2d, conics, opacities, over)
-        return (*grads, torch.zeros_like(features).index_add_(0, over.ids, by_colour.T), None)
-
-
-class _Bases:
-    """The basis of every shape of tile, made once."""
-
-    def __init__(self, size: int, like: Tensor) -> None:
-        self._size, self._like = size, like
-        self._made: dict[tuple[int, int], Tensor] = {}
-
-    def __call__(self, tile: Tile) -> Tensor:
-        shape = (tile.right - tile.left, tile.bottom - tile.top)
-        if shape not in self._made:
-            self._made[shape] = _basis(*shape, self._size, self._like)
-        return self._made[shape]
-
-
-def _backward(block: _Block, colours: Tensor, towards: Tensor, rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of a block's coefficients ("6 m") and colours ("d m"), and what ``rest`` has left."""
-    weight = block.alpha * block.before
-    by_colour = towards @ weight
-    light = (towards.T @ colours).mul_(weight)
-    remaining = rest[:, None] - light.cumsum(dim=1)
-    # C = ... + T a f + (1 - a) * (all behind): dC/dlog a = T a f - a behind / (1 - a)
-    by_exponent = light.sub_((block.alpha / block.clear).mul_(remaining))
-    if block.free is not None:
-        by_exponent = by_exponent * block.free
-    return block.basis @ by_exponent, by_colour, remaining[:, -1]
+        behind = (image * image_grad).sum(dim=-1, keepdim=True) - clear * alpha_grad
+        towards, rest = over.cut(image_grad), over.cut(behind)[:, 0]
+        by_coefficient, by_colour = colours.new_zeros(len(colours), 6), torch.zeros_like(colours)
+        for block in blocks:
+            there = towards[block.places]
+            weight = block.alpha * block.before
+            by_colour[block.index] = torch.bmm(there, weight).mT
+            light = torch.bmm(there.mT, colours[block.index].mT).mul_(weight)
+            remaining = rest[block.places, :, None] - light.cumsum(dim=2)
+            rest[block.places] = remaining[..., -1]
+            # C = ... + T a f + (1 - a) * (all behind): dC/dlog a = T a f - a behind / (1 - a)
+            by_exponent = light.sub_(remaining.mul_(block.alpha).div_(block.clear))
+            if block.free is not None:
+                by_exponent = by_exponent * block.free
+            by_coefficient[block.index] = torch.matmul(basis, by_exponent).mT
+        grads = _by_splat(by_coefficient[:-1], means2d, conics, opacities, over)
+        return (*grads, torch.zeros_like(features).index_add_(0, over.ids, by_colour[:-1]), None)
 
 
 def _by_splat(

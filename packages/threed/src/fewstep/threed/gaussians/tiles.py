@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from fewstep.threed.gaussians.projection import EXTENT
 
@@ -17,20 +18,8 @@ TILE_COST = 6000  # what a tile costs beside its splats, in pairs of a splat and
 
 
 @dataclass(frozen=True)
-class Tile:
-    """A part of the image: columns [left, right), rows [top, bottom); its splats are ``ids[start:stop]``."""
-
-    left: int
-    right: int
-    top: int
-    bottom: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
 class Tiles:
-    """The tiles of an image that any splat reaches, and the splats of one tile after the other, from near to far."""
+    """Squares of an image that any splat reaches, and the splats of one square after the other, from near to far."""
 
     size: int
     width: int
@@ -40,28 +29,53 @@ class Tiles:
 
     @property
     def across(self) -> int:
-        """How many tiles stand side by side."""
+        """How many tiles stand side by side; the last may reach beyond the image."""
         return -(-self.width // self.size)
+
+    @property
+    def down(self) -> int:
+        """How many tiles stand one below the other."""
+        return -(-self.height // self.size)
 
     @property
     def centres(self) -> Int[Tensor, "m 2"]:
         """Where coordinates inside the tile of each of ``ids`` begin, in pixels."""
-        return torch.stack([self.places % self.across, self.places // self.across], dim=-1) * self.size + self.size // 2
+        row = torch.div(self.places, self.across, rounding_mode="floor")
+        return torch.stack([self.places - row * self.across, row], dim=-1) * self.size + self.size // 2
 
     @property
     def pairs(self) -> int:
-        """Over how many pairs of a splat and a pixel an image is added up."""
-        return sum((tile.stop - tile.start) * (tile.right - tile.left) * (tile.bottom - tile.top) for tile in self)
+        """Over how many pairs of a splat and a pixel the image is added up, were no pixel ever finished."""
+        return len(self.ids) * self.size**2
 
-    def __iter__(self) -> Iterator[Tile]:
-        """Give one tile after the other."""
+    def groups(self, elements: int, block: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Give tiles with about as many splats each, as (places, where their splats start, how many), longest first.
+
+        A group has at most ``elements`` pairs of a pixel and one of its first ``block`` splats, or is a single tile.
+        """
         used, counts = torch.unique_consecutive(self.places, return_counts=True)
-        start = 0
-        for place, count in zip(used.tolist(), counts.tolist(), strict=True):
-            left, top = place % self.across * self.size, place // self.across * self.size
-            right, bottom = min(left + self.size, self.width), min(top + self.size, self.height)
-            yield Tile(left, right, top, bottom, start, start + count)
-            start += count
+        counts, order = torch.sort(counts, descending=True)
+        starts = (torch.cumsum(counts.new_zeros(len(counts)).index_copy(0, order, counts), 0))[order] - counts
+        used, lengths = used[order], counts.tolist()
+        at = 0
+        while at < len(lengths):
+            many = max(1, elements // (self.size**2 * min(lengths[at], block)))
+            own = slice(at, at + many)
+            yield used[own], starts[own], counts[own]
+            at += many
+
+    def cut(self, image: Float[Tensor, "h w d"]) -> Float[Tensor, "t d p"]:
+        """Return all tiles of an image, 0 beyond it."""
+        high, wide = self.down * self.size, self.across * self.size
+        padded = F.pad(image, (0, 0, 0, wide - self.width, 0, high - self.height))
+        squares = padded.view(self.down, self.size, self.across, self.size, -1).permute(0, 2, 4, 1, 3)
+        return squares.reshape(self.down * self.across, -1, self.size**2)
+
+    def joined(self, squares: Float[Tensor, "t d p"]) -> Float[Tensor, "h w d"]:
+        """Return the image that all tiles make."""
+        parts = squares.view(self.down, self.across, -1, self.size, self.size).permute(0, 3, 1, 4, 2)
+        whole = parts.reshape(self.down * self.size, self.across * self.size, -1)
+        return whole[: self.height, : self.width].contiguous()
 
 
 @torch.no_grad()
@@ -93,7 +107,11 @@ def tiles(
     within = torch.arange(len(ids), device=ids.device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
     columns = spans[ids, 0]
     corner = first[ids] + torch.stack([within % columns, torch.div(within, columns, rounding_mode="floor")], dim=-1)
-    met = _nearest(corner * tile_size + 0.5 - means2d[ids], tile_size - 1, conics[ids]) <= reach[ids]
+    # in a single row or column of tiles, an ellipse meets all that its box does
+    unsure = (spans.amin(dim=-1) > 1)[ids].nonzero()[:, 0]
+    own = ids[unsure]
+    nearest = _nearest(corner[unsure] * tile_size + 0.5 - means2d[own], tile_size - 1, conics[own])
+    met = torch.ones_like(ids, dtype=torch.bool).index_fill(0, unsure[nearest > reach[own]], False)
     place = (corner[:, 1] * -(-width // tile_size) + corner[:, 0])[met]
     place, sorting = torch.sort(place, stable=True)  # stable: near to far inside a tile
     return Tiles(tile_size, width, height, ids[met][sorting], place)
