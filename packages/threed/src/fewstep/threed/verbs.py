@@ -88,7 +88,7 @@ def _render_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--views", type=positive, metavar="N", help="around it (48; a sheet 8)")
     parser.add_argument("--size", type=positive, metavar="N", help="of a picture, in pixels (256; in a sheet 128)")
     parser.add_argument("--elevation", type=_degrees, default=15.0, metavar="DEG", help="of the camera (15)")
-    parser.add_argument("--distance", type=_positive_number, default=3.2, metavar="X", help="of the camera (3.2)")
+    parser.add_argument("--distance", type=_positive_number, default=2.4, metavar="X", help="of the camera (2.4)")
     parser.add_argument("--fps", type=_positive_number, default=24.0, metavar="X", help="(24)")
 
 

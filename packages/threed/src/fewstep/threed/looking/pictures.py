@@ -16,7 +16,7 @@ from fewstep.core.errors import check
 from fewstep.threed.cameras import Camera, turntable
 from fewstep.threed.views import Scene, Views
 
-DISTANCE, FOV_Y_DEG = 3.2, 40.0
+DISTANCE, FOV_Y_DEG = 2.4, 40.0
 AT_ONCE = 4  # cameras rendered together
 MOST_VIEWS, MOST_PIXELS = 720, 2048
 

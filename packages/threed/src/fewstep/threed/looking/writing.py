@@ -56,7 +56,7 @@ def write_looks(
 def write_sheet(scene: Scene, path: Path, ring: Ring = SHEET) -> None:
     """Write colours, normals and depths from a ring as rows of one picture."""
     seen = list(look(scene, ring.camera()))
-    near, far = ring.distance - 1, ring.distance + 1
+    near, far = ring.distance - 0.6, ring.distance + 0.6
     rows = {
         "colour": [colours(each) for each in seen],
         "normal": [normals(each) for each in seen],
