@@ -1,4 +1,4 @@
-"""Networks of orbits: joint attention, angles, files; the spatio-temporal U-Net of SVD with every frame told its own."""
+"""Networks of orbits: joint attention, angles, files; SVD's spatio-temporal U-Net with every frame told its own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewstep.core.errors import UserError
 from fewstep.core.models.files import quiet
+from fewstep.core.models.tiny import tiny_vae
 from fewstep.core.rng import Rng
 from fewstep.threed.orbit.convention import AUGMENTATION, orbit_condition
 from fewstep.threed.orbit.network import OrbitUNet, view_angles
@@ -78,7 +79,7 @@ def tiny_svd() -> Any:
             sample_size=8,
             down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
             up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-            block_out_channels=(32, 32),
+            block_out_channels=(64, 64),  # norms of 32 groups: single channels would lose what they are told
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=24,
             layers_per_block=1,
@@ -111,6 +112,8 @@ def test_where_frames_do_not_mix_each_is_predicted_as_in_a_clip_of_its_own_angle
     for part in unet.modules():
         if type(part).__name__ == "AlphaBlender":  # nothing of the branch over time
             part.mix_factor.data.fill_(-50.0 if part.switch_spatial_to_temporal_mix else 50.0)
+    for weight in unet.add_embedding.parameters():
+        weight.data.mul_(10)  # random weights hardly tell angles apart
     network = VideoBackbone(unet)
     x, cond = frames()
     with torch.no_grad():
@@ -123,7 +126,7 @@ def test_where_frames_do_not_mix_each_is_predicted_as_in_a_clip_of_its_own_angle
 
 
 def svd_folder(folder: Path) -> Path:
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler
+    from diffusers import EulerDiscreteScheduler
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     with quiet():
@@ -131,19 +134,17 @@ def svd_folder(folder: Path) -> Path:
         EulerDiscreteScheduler(
             prediction_type="v_prediction", timestep_type="continuous", sigma_min=0.002, sigma_max=700.0
         ).save_pretrained(folder / "scheduler")
-        AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
-                      up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4).save_pretrained(folder / "vae")  # fmt: skip
-        CLIPVisionModelWithProjection(
-            CLIPVisionConfig(
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                image_size=32,
-                patch_size=16,
-                projection_dim=16,
-            )  # fmt: skip
-        ).save_pretrained(folder / "image_encoder", safe_serialization=True)
+        tiny_vae().save_pretrained(folder / "vae", safe_serialization=True)
+        looks = CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=16,
+            projection_dim=16,
+        )
+        CLIPVisionModelWithProjection(looks).save_pretrained(folder / "image_encoder", safe_serialization=True)
     parts = {
         "unet": ["diffusers", "UNetSpatioTemporalConditionModel"],
         "scheduler": ["diffusers", "EulerDiscreteScheduler"],
