@@ -1,1 +1,1 @@
-"""Methods of the threed domain, one file each."""
+"""Recipes of the threed domain, one file per method."""

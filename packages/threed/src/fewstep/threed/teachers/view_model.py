@@ -1,4 +1,4 @@
-"""A view- and prompt-conditioned image model as a folder: network, words, scheduler, and the cameras it was made for."""
+"""A view- and prompt-conditioned image model as a folder: network, words, scheduler, and the cameras it knows."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def find_folder(name: str) -> Path:
         if (folder / ABOUT).is_file():
             return folder
     if (given / "checkpoints").is_dir():
-        raise UserError(f"teacher '{name}': this run has exported nothing yet; run `fewstep threed export {name}` first")
+        raise UserError(
+            f"teacher '{name}': this run has exported nothing yet; run `fewstep threed export {name}` first"
+        )
     if given.exists():
         raise UserError(f"teacher '{name}': no {ABOUT} there; give a folder that a view model was exported to")
     raise UserError(f"no teacher '{name}': give the path of a folder, or a name ({nearest(name, shipped_models())})")
@@ -83,7 +85,8 @@ def load_model(name: str) -> ViewModel:
     about, scheduler = read_json(folder / ABOUT), read_scheduler(folder)
     process, scaling = reading(scheduler)
     try:
-        cameras = ViewRanges(**{name: tuple(map(float, about["cameras"][name])) for name in KEPT})
+        kept: dict[str, Any] = {name: tuple(map(float, about["cameras"][name])) for name in KEPT}
+        cameras = ViewRanges(**kept)
         size = int(about["size"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / ABOUT}: says no cameras and size; export the teacher again") from error
@@ -112,7 +115,9 @@ def export_model(
         write_json(aside / ABOUT, {"size": made_for.size, "cameras": cameras})
         write_plan(aside, plan, card)
         facts = facts_table(card)
-        text = f"# {card.get('name', 'view model')}\n\nPictures of a prompt from a camera.\n\n| | |\n|---|---|\n{facts}\n"
+        text = (
+            f"# {card.get('name', 'view model')}\n\nPictures of a prompt from a camera.\n\n| | |\n|---|---|\n{facts}\n"
+        )
         (aside / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -133,5 +138,3 @@ def to_samples(rgb: Tensor) -> Tensor:
 def to_rgb(samples: Tensor) -> Tensor:
     """Return a view model's samples as colours in [0, 1], values outside cut off."""
     return ((samples + 1) / 2).clamp(0, 1)
-
-
