@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from threed.orbit_bed import PROCESS, RADIUS, photographs
+from threed.orbit_bed import PROCESS
 from torch import Tensor
 
 from fewstep.core.denoiser import NetworkDenoiser
@@ -15,7 +15,6 @@ from fewstep.core.errors import UserError
 from fewstep.core.recipe import StepPlan
 from fewstep.threed.image_to_3d import ImageTo3D, generate, load_image_to_3d
 from fewstep.threed.orbit.decoder import DecoderConfig, GaussianDecoder
-from fewstep.threed.orbit.fusion import DepthPictures, around, fuse
 from fewstep.threed.orbit.network import OrbitUNet
 from fewstep.threed.orbit.pixels import prepare, read_picture, to_latents, to_pixels
 from fewstep.threed.orbit.reading import KarrasV
@@ -83,22 +82,6 @@ def test_files_without_alpha_and_files_that_are_no_pictures_are_refused(tmp_path
     assert torch.allclose(read_picture(tmp_path / "disc.png"), disc(), atol=1 / 255)
 
 
-def test_a_mesh_fused_from_exact_depth_is_the_ball() -> None:
-    camera = around(64)
-    seen = photographs(camera)
-    mesh = fuse(DepthPictures(seen.rgb[0], seen.alpha[0], seen.depth[0], camera), 48)
-    radii = mesh.vertices.norm(dim=-1)
-    assert float((radii - RADIUS).abs().mean()) < 0.02 * RADIUS
-    assert mesh.volume() == pytest.approx(4 / 3 * torch.pi * RADIUS**3, rel=0.05)
-
-
-def test_pictures_of_nothing_have_no_surface() -> None:
-    camera = around(16)
-    none = torch.zeros(len(camera), 1, 16, 16)
-    with pytest.raises(UserError, match="no surface to make a mesh of"):
-        fuse(DepthPictures(none.expand(-1, 3, -1, -1), none, none, camera), 16)
-
-
 def model(size: int = 16, views: int = 4) -> ImageTo3D:
     network = OrbitUNet.make(48, size // 4, views, widths=(16, 16), heads=2)
     decoder = GaussianDecoder(DecoderConfig(width=16, layers=1, heads=2))
@@ -117,9 +100,9 @@ def test_a_model_saved_and_loaded_makes_the_same_gaussians(tmp_path: Path) -> No
     assert torch.allclose(halved.means, made.gaussians(picture)[0].means, atol=0.05)
 
 
-def test_an_untrained_model_gives_gaussians_and_a_wrong_picture_one_line() -> None:
-    cloud, _ = generate(disc(), model=model(), resolution=16)
-    assert len(cloud) == 4 * 8 * 8
+def test_wrong_settings_are_one_line() -> None:
+    made, picture = model(), prepare(disc(), 16)[None]
+    assert len(made.gaussians(picture)[0]) == 4 * 8 * 8
     with pytest.raises(UserError, match="elevation 95: must lie between"):
         generate(disc(), model=model(), elevation_deg=95)
     with pytest.raises(UserError, match="no model 'nowhere' from pictures to 3D"):
