@@ -96,7 +96,7 @@ def test_a_student_leaves_as_a_model_whose_decoder_a_later_run_starts_from(tmp_p
     for name, value in recipe.actors.module("decoder").state_dict().items():
         assert torch.equal(value, again.actors.module("decoder").state_dict()[name])
     other = replace(RECIPE, decoder=replace(RECIPE.decoder, width=32))
-    with pytest.raises(UserError, match="a decoder of other settings than recipe.decoder"):
+    with pytest.raises(UserError, match=r"a decoder of other settings than recipe\.decoder"):
         orbit_problem(later, GSV3D.role_specs(other), 0, "cpu")
     with pytest.raises(UserError, match="makes 4 views of 48x2x2, and the orbits here are 8 of 48x2x2"):
         orbit_problem(replace(later, views=8), GSV3D.role_specs(RECIPE), 0, "cpu")
