@@ -111,7 +111,7 @@ def test_the_last_view_is_the_picture_and_views_go_around_counter_clockwise() ->
     assert float(azimuths[0]) == pytest.approx(360 / 21)
     cond = orbit_condition(torch.tensor([20.0], dtype=torch.float64), 8)
     camera = orbit_cameras(cond["azimuth"], cond["polar"], 16, distance=3.2, fov_y_deg=24)
-    azimuth, elevation, _ = orbit_angles(camera)
+    _, elevation, _ = orbit_angles(camera)
     assert torch.allclose(elevation, torch.full_like(elevation, 20.0))
     assert torch.allclose(
         camera.position[-1], 3.2 * torch.tensor([0, math.sin(0.34906585), math.cos(0.34906585)]).double()

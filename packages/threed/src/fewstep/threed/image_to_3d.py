@@ -25,11 +25,11 @@ from fewstep.threed.fields.meshes import Mesh
 from fewstep.threed.gaussians.parameters import Gaussians
 from fewstep.threed.orbit.convention import orbit_condition
 from fewstep.threed.orbit.decoder import GaussianDecoder
-from fewstep.threed.orbit.fusion import mesh_of
 from fewstep.threed.orbit.network import OrbitUNet
 from fewstep.threed.orbit.pixels import prepare, read_picture, to_latents
 from fewstep.threed.orbit.reading import KarrasV
-from fewstep.threed.orbit.supervision import OrbitGeometry
+from fewstep.threed.orbit.supervision import OrbitGeometry, visible
+from fewstep.threed.scenes.splats import GaussianScene
 
 SHIPPED = Path(__file__).parent / "weights"
 DEFAULT = "orbit"
@@ -144,4 +144,4 @@ def generate(
     used = load_image_to_3d(model) if isinstance(model, str) else model
     pixels = prepare(picture, used.geometry.size, fit=fit, name=name)
     cloud = used.gaussians(pixels[None], elevation_deg, seed)[0]
-    return cloud, mesh_of(cloud, resolution)
+    return cloud, GaussianScene(visible(cloud)).mesh(resolution)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fewstep.core.data.writing import write_tensors, write_text
 from fewstep.core.errors import UserError, check
+from fewstep.core.rng import Rng
 from fewstep.core.tensors import precise
 from fewstep.threed.cameras import Camera
 from fewstep.threed.gaussians.harmonics import from_rgb
@@ -67,8 +68,7 @@ class GaussianDecoder(nn.Module):
     def __init__(self, config: DecoderConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with Rng(seed, 0, ()).network_noise("init"):
             self.enter = nn.Linear(config.channels + 6, config.width)
             self.blocks = nn.ModuleList(
                 nn.TransformerEncoderLayer(

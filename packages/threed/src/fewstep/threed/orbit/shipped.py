@@ -1,7 +1,7 @@
 """How the shipped weights are made: ``python -m fewstep.threed.orbit.shipped STAGE FOLDER [STEPS]``.
 
 Stages, in order: ``teacher``, ``decoder`` (either first), ``student``. Each reads what it needs from FOLDER and writes
-there. One core, single precision.
+there; the student's ends with the model itself, in half precision, as ``FOLDER/orbit``.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from pathlib import Path
 
 from fewstep.core.denoiser import NetworkDenoiser
 from fewstep.core.errors import check
-from fewstep.core.networks.adapters import AdapterView, merge
+from fewstep.core.networks.adapters import AdapterView
 from fewstep.core.networks.roles import RolesConfig, build_roles
 from fewstep.core.process import EDM
 from fewstep.core.recipe import Actors
 from fewstep.core.recipes.diffusion import Diffusion, DiffusionConfig
 from fewstep.core.times import TimeConfig
+from fewstep.threed.image_to_3d import ImageTo3D
 from fewstep.threed.orbit.data import OrbitData
 from fewstep.threed.orbit.decoder import DecoderConfig, GaussianDecoder
 from fewstep.threed.orbit.fitting import fit
@@ -65,7 +66,7 @@ def make_decoder(data: OrbitData, folder: Path, steps: int) -> None:
     """Train the decoder to Gaussians: stage 1 of the recipe."""
     config = replace(CONFIG, decoder_steps=steps)
     decoder = GaussianDecoder(config.decoder)
-    roles = {"decoder": decoder, "student": decoder, "codec": decoder}  # this stage asks for the decoder alone
+    roles = {"decoder": decoder, "student": decoder, "codec": decoder}  # this stage uses the decoder alone
     actors = Actors(roles, PROCESS, (VIEWS, CHANNELS, SIDE, SIDE))
     fit(GSV3D(config, actors), {"decoder": decoder}, data, steps=steps, batch=4, lr=1.5e-3, phase="decoder", every=50)
     decoder.save(folder / "decoder")
@@ -83,10 +84,9 @@ def make_student(data: OrbitData, folder: Path, steps: int) -> None:
     actors = Actors(dict(roles), PROCESS, (VIEWS, CHANNELS, SIDE, SIDE))
     modules = {"student": student.backbone, "decoder": decoder}
     fit(GSV3D(CONFIG, actors), modules, data, steps=steps, batch=6, lr=1e-3, every=25)
-    merged = merge(student.backbone)
-    assert isinstance(merged, OrbitUNet)
-    merged.save(folder / "student")
-    decoder.save(folder / "decoder-2")
+    plan = GSV3D.plan(CONFIG, PROCESS, CONFIG.student_steps)
+    made = ImageTo3D(student, plan, decoder, CONFIG.geometry, VIEWS)
+    made.save(folder / "orbit", {"recipe": "gsv3d", "steps": steps}, half=True)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""SVD and SV3D through diffusers: the spatio-temporal U-Net told the angles of every frame, and its picture encoders."""
+"""SVD and SV3D through diffusers: the spatio-temporal U-Net, every frame told its angles, and its encoders."""
 
 from __future__ import annotations
 
