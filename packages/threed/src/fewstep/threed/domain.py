@@ -27,8 +27,11 @@ class ThreedDomain:
 
     def process(self, config: ThreedConfig) -> Process:
         """Return the process of the configured teacher."""
+        from fewstep.threed.orbit.problem import PROCESS
         from fewstep.threed.teachers.opening import teacher_process
 
+        if config.student == "orbit":
+            return PROCESS
         return teacher_process(config) if config.teacher else reading(scheduler_config(config.process))[0]
 
     def build(self, config: ThreedConfig, specs: Sequence[RoleSpec], seed: int, device: torch.device | str) -> Problem:
@@ -42,6 +45,10 @@ class ThreedDomain:
             from fewstep.threed.problems.generator import build_generator
 
             return build_generator(config, specs, seed, device)
+        if config.student == "orbit":
+            from fewstep.threed.orbit.problem import orbit_problem
+
+            return orbit_problem(config.orbit, specs, seed, device)
         from fewstep.threed.problems.scene import build_scene
 
         return build_scene(config, specs, seed, device)

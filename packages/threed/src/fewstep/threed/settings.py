@@ -10,9 +10,10 @@ from fewstep.core.image.settings import ProcessConfig
 from fewstep.core.models.settings import ModelConfig
 from fewstep.core.networks.roles import RolesConfig
 from fewstep.threed.cameras import ViewRanges
+from fewstep.threed.orbit.problem import OrbitConfig
 from fewstep.threed.planes.model import PlanesConfig
 
-Student = Literal["scene", "planes", "views"]
+Student = Literal["scene", "planes", "orbit", "views"]
 SOLIDS_CAMERAS = ViewRanges(elevation_deg=(-10.0, 40.0), fov_y_deg=(40.0, 40.0), relative_distance=(1.165, 1.165))
 
 
@@ -76,8 +77,9 @@ class ThreedConfig:
     """The threed domain.
 
     ``student``: a ``scene`` of one prompt, whose renders the teacher judges; ``planes``: a network that makes scenes of
-    prompts; or ``views``: a model of pictures of solids, as teachers are made. ``teacher``: a shipped view model's
-    name, a folder one was exported to, or a run's folder. Empty: none. ``teachers``: further ones by a name of one's
+    prompts; ``orbit``: one that makes scenes of a picture (all of its settings in ``orbit``); or ``views``: a model of
+    pictures of solids, as teachers are made. ``teacher``: a shipped view model's name, a folder one was exported to, or
+    a run's folder. Empty: none. ``teachers``: further ones by a name of one's
     own, for recipes that listen to several. ``prompt``: of a scene. ``prompts``: those a network is trained on:
     ``things``, ``on``, ``all`` or a text file; ``pictures``: of each. ``cameras``: where views are taken from; those of
     a teacher are its own. ``process``: of an untrained network.
@@ -91,6 +93,7 @@ class ThreedConfig:
     pictures: int = 64
     scene: SceneConfig = SceneConfig()
     planes: PlanesConfig = PlanesConfig()
+    orbit: OrbitConfig = OrbitConfig()
     network: ViewNetworkConfig = ViewNetworkConfig()
     process: ProcessConfig = ProcessConfig(name="vp-scaled-linear")
     cameras: ViewRanges = SOLIDS_CAMERAS
