@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -54,20 +55,11 @@ def test_fields_are_optimised_with_their_penalties(kind, teacher, tmp_path):
     assert ("loss/student/eikonal" in logged) == (kind != "density")
 
 
-@pytest.mark.parametrize("recipe", ["dmd2", "sid", "uni-instruct", "diff-instruct"])
+@pytest.mark.parametrize("recipe", ["dmd2", "sid", "diff-instruct"])
 def test_recipes_of_core_train_scenes_unchanged(recipe, teacher, tmp_path):
     run = tmp_path / "run"
     settings = (f"recipe.name={recipe}", "domain.name=threed", f"domain.teacher={teacher}", "train.steps=3")
     assert threed("train", "--out", run, *settings, *SCENE, *QUIET) == 0
-
-
-def test_a_scene_follows_its_teacher(teacher, tmp_path):
-    """With guidance the distance to what the teacher takes for clean falls."""
-    run = tmp_path / "run"
-    settings = (f"domain.teacher={teacher}", "train.steps=30", "optim.lr=3e-2", *SCENE, *QUIET)
-    assert threed("train", "--config", "sds-solids", "--out", run, *settings) == 0
-    gaps = [row["student/gap"] for row in read_metrics(run) if "student/gap" in row]
-    assert sum(gaps[-5:]) < sum(gaps[:5])
 
 
 def test_an_asset_is_made_of_a_prompt_by_a_method(teacher, tmp_path, capsys):
@@ -87,7 +79,7 @@ def test_an_asset_is_made_of_a_prompt_by_a_method(teacher, tmp_path, capsys):
         ((), "prompts .*or pictures"),
         (("--prompt", "a red cone", "--image", "x.png"), "one of the two"),
         (("--prompt", "a castle", "--method", "sds"), "does not know 'castle'"),
-        (("--image", "nothing.png"), r"nothing\.png"),
+        (("--image", "nothing.png", "--method", "sds"), "leave it out with --image"),
     ],
 )
 def test_mistakes_are_told_in_one_line(asked, why, teacher, tmp_path, capsys):
@@ -95,7 +87,7 @@ def test_mistakes_are_told_in_one_line(asked, why, teacher, tmp_path, capsys):
     assert threed("generate", *asked, "-o", tmp_path / "x.ply", *given) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1
-    assert pytest.importorskip("re").search(why, told)
+    assert re.search(why, told)
     assert not (tmp_path / "x.ply").exists()
 
 

@@ -17,7 +17,8 @@ def _eval_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--size", type=positive, default=64, metavar="N", help="of the pictures, in pixels (64)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the numbers as JSON as well")
-    model = parser.add_argument_group("for runs whose student is a model of views")
+    model = parser.add_argument_group("for runs of networks")
+    model.add_argument("--as-run", action="store_true", help="measure a scene's run so too, beside its teacher")
     model.add_argument("-n", type=positive, default=256, metavar="N", help="number of samples (256)")
     model.add_argument("--steps", type=counts, metavar="K,K", help="step counts (those the student was trained for)")
     model.add_argument("--seed", type=int, default=0, help="of the noise (0)")
@@ -109,7 +110,18 @@ def _view(args: Namespace) -> None:
     view(args)
 
 
+def _demo_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/demo-threed"), metavar="DIR", help="(runs/demo-threed)")
+
+
+def _demo(args: Namespace) -> None:
+    from fewstep.threed.demo import run_demo
+
+    run_demo(args.out)
+
+
 VERBS = {
+    "demo": Verb("distil a scene, make others at once, and look at them, in minutes", _demo_arguments, _demo),
     "render": Verb("write an asset as seen from all around: film, page or sheet", _render_arguments, _render),
     "view": Verb("show an asset in the browser", _view_arguments, _view),
     "generate": Verb("make assets of prompts or pictures", _generate_arguments, _generate),

@@ -62,3 +62,8 @@ class Scene(nn.Module, ABC):
     def penalties(self, rng: Rng) -> dict[str, Tensor]:
         """Return what can be held against the scene itself after a render, named numbers with gradient; or nothing."""
         return {}
+
+
+def mean_opacity(alpha: Float[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
+    """Return the mean of sqrt(alpha^2 + 0.01): its slope is least where nothing is, and what is there stays."""
+    return (alpha.square() + 0.01).sqrt().mean()

@@ -20,8 +20,9 @@ from fewstep.threed.truth import find_truth
 
 
 def evaluate(args: Namespace) -> None:
-    """Measure assets and print a table; a run that is no scene's is measured as every domain's runs are."""
-    if len(args.assets) == 1 and _is_run_of_models(args.assets[0]):
+    """Measure assets and print a table; a run of a network, or any as asked, is measured as every domain's runs are."""
+    if args.as_run or (len(args.assets) == 1 and _is_run_of_networks(args.assets[0])):
+        check(len(args.assets) == 1, "--as-run measures one run: give one")
         looking.evaluate(Namespace(**{**vars(args), "run": args.assets[0]}))
         return
     rows: list[dict[str, Any]] = []
@@ -42,8 +43,8 @@ def evaluate(args: Namespace) -> None:
             raise UserError(f"{args.out}: cannot be written ({error.strerror}); choose another --out") from error
 
 
-def _is_run_of_models(path: Path) -> bool:
+def _is_run_of_networks(path: Path) -> bool:
     if not (path / CONFIG).is_file():
         return False
     config: ThreedConfig = load_config(path / CONFIG, domain=DOMAIN).domain
-    return config.student == "views"
+    return config.student != "scene"

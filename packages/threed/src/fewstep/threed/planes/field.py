@@ -218,6 +218,7 @@ class PlaneScene(Scene):
         super().__init__()
         self.register_buffer("planes", planes)
         self.heads, self.config = heads, config
+        self._meshes: dict[int, Mesh] = {}
 
     def field(self) -> PlaneField:
         """Return the field, a batch of one object."""
@@ -228,7 +229,9 @@ class PlaneScene(Scene):
         return self.field().views(camera, background, rng)
 
     def mesh(self, resolution: int = 96) -> Mesh:
-        """Return the zero level of the distance with vertex colours; UserError where there is none."""
+        """Return the zero level of the distance with vertex colours, kept once made; UserError where there is none."""
+        if resolution in self._meshes:
+            return self._meshes[resolution]
         field, bound = self.field(), self.config.bound
         cut = bound * (1 - 1.5 / resolution)  # what leaves the cube is cut off, and closed
 
@@ -238,7 +241,8 @@ class PlaneScene(Scene):
         found = extract_mesh(at_points(inside), resolution, bound=bound, device=self.planes.device)
         with torch.no_grad():
             found = deformed(field, found, resolution)
-        return keep_large_parts(found).coloured(at_points(field.colour))
+        self._meshes[resolution] = keep_large_parts(found).coloured(at_points(field.colour))
+        return self._meshes[resolution]
 
     def gaussians(self) -> Gaussians:
         """Return a cloud of flat Gaussians on the mesh; UserError where there is none."""

@@ -25,7 +25,7 @@ from fewstep.threed.fields.rendering import (
     volsdf_opacity,
 )
 from fewstep.threed.fields.triplane import sample_triplane
-from fewstep.threed.views import Scene, Views
+from fewstep.threed.views import Scene, Views, mean_opacity
 
 FieldKind = Literal["density", "neus", "volsdf"]
 POINTS = 2048  # at which the slope of a signed distance is looked at
@@ -97,7 +97,7 @@ class FieldScene(Scene):
             value.reshape(size).movedim(-1, 1)
             for value in (found.rgb, found.opacity[:, None], found.depth[:, None] * along, found.normal)
         )
-        self._seen = {"opacity": (alpha.square() + 0.01).sqrt().mean()}
+        self._seen = {"opacity": mean_opacity(alpha)}
         return Views(rgb, alpha, depth, normal)
 
     def along(

@@ -15,7 +15,7 @@ from fewstep.threed.fields.fusion import fuse
 from fewstep.threed.fields.meshes import Mesh
 from fewstep.threed.gaussians.parameters import Gaussians
 from fewstep.threed.gaussians.render import render
-from fewstep.threed.views import Scene, Views
+from fewstep.threed.views import Scene, Views, mean_opacity
 
 OPACITY = 0.3  # at the start: what lies behind still gets gradients
 RATES = {"means": 0.3, "log_scales": 1.0, "quaternions": 1.0, "opacity_logits": 4.0, "harmonics": 1.0}
@@ -28,6 +28,7 @@ class GaussianScene(Scene):
     def __init__(self, gaussians: Gaussians, backend: str = "auto", rates: Mapping[str, float] = RATES) -> None:
         super().__init__()
         self.rates, self.backend = dict(rates), backend
+        self._seen: dict[str, Tensor] = {}
         self.stored = nn.ParameterDict(
             {name: nn.Parameter(getattr(gaussians, name).detach().clone() / rate) for name, rate in self.rates.items()}
         )
@@ -60,8 +61,13 @@ class GaussianScene(Scene):
             backend=self.backend,
         )
         rgb, depth, alpha = image[..., :3].movedim(-1, 1), image[..., 3:].movedim(-1, 1), alpha.movedim(-1, 1)
+        self._seen = {"opacity": mean_opacity(alpha)}
         rgb = rgb + (1 - alpha) * behind[:, :, None, None]
         return Views(rgb, alpha, depth, torch.zeros_like(rgb))
+
+    def penalties(self, rng: Rng) -> dict[str, Tensor]:
+        """Return ``opacity``, of the last render."""
+        return dict(self._seen)
 
     def mesh(self, resolution: int = 96) -> Mesh:
         """Return the surface that the cloud's depths from all around agree on; UserError where there is none."""
