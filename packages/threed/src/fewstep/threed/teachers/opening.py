@@ -2,18 +2,80 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
+import torch
+
+from fewstep.core.errors import UserError, check
 from fewstep.core.image.teacher import read_scheduler, reading
+from fewstep.core.image.text import run_export
+from fewstep.core.models.loading import DTYPES, Teacher, is_pipeline
+from fewstep.core.models.settings import open_teacher
 from fewstep.core.process import Process
+from fewstep.threed.cameras import ViewRanges, orbit
 from fewstep.threed.judges import Judge, ViewJudge
 from fewstep.threed.settings import ThreedConfig
-from fewstep.threed.teachers.view_model import find_folder, load_model
+from fewstep.threed.teachers.latent import LatentJudge
+from fewstep.threed.teachers.view_model import ABOUT, find_folder, load_model, shipped_models
+
+REACH = 1.0  # objects are within this of the origin
 
 
 def teacher_process(config: ThreedConfig) -> Process:
     """Return the process of the configured teacher, from its scheduler's config."""
-    return reading(read_scheduler(find_folder(config.teacher)))[0]
+    name = config.teacher
+    if is_text_pipeline(name):
+        return open_pipeline(config, name, weights=False).reading()[0]
+    return reading(read_scheduler(find_folder(name)))[0]
 
 
 def open_judge(config: ThreedConfig, name: str = "") -> Judge:
     """Return a teacher, the configured one for "", as a judge of renders; UserError for what is none."""
-    return ViewJudge(load_model(name or config.teacher))
+    name = name or config.teacher
+    if is_text_pipeline(name):
+        return pipeline_judge(config, name)
+    return ViewJudge(load_model(name))
+
+
+def pipeline_judge(config: ThreedConfig, name: str) -> Judge:
+    """Return a pipeline with text as a judge."""
+    check_cameras(config.cameras)
+    teacher, judge = open_pipeline(config, name), config.judge
+    return LatentJudge(
+        teacher,
+        judge.directions,
+        config.cameras,
+        negative=judge.negative,
+        size=judge.size,
+        dtype=DTYPES[config.model.dtype],
+    )
+
+
+def is_text_pipeline(name: str) -> bool:
+    """Return whether a teacher's name means a diffusers pipeline that reads prompts, and no view model."""
+    if name in shipped_models() or any((find / ABOUT).is_file() for find in folders(name)):
+        return False
+    return is_pipeline(run_export(name))
+
+
+def folders(name: str) -> tuple[Path, ...]:
+    """Return where a view model of that name would be."""
+    given = Path(name).expanduser()
+    return given, given / "export"
+
+
+def open_pipeline(config: ThreedConfig, name: str, *, weights: bool = True) -> Teacher:
+    """Return a pipeline of images; UserError for one of videos."""
+    found = open_teacher(run_export(name), config.model, weights=weights)
+    if found.family.media != "image":
+        raise UserError(f"teacher '{name}' is a {found.folder.pipeline}, which makes videos: give one of images")
+    return found
+
+
+def check_cameras(ranges: ViewRanges) -> None:
+    """Raise UserError for ranges some of whose cameras are inside the object."""
+    wide = ranges.fov_y_deg[1]
+    distance = ranges.relative_distance[0] / math.tan(math.radians(wide) / 2)
+    one = torch.ones(1)
+    orbit(0 * one, 0 * one, distance * one, wide * one, 1, 1).check_outside(REACH)
