@@ -7,17 +7,24 @@ from pathlib import Path
 
 import torch
 
-from fewstep.core.errors import UserError, check
+from fewstep.core.errors import UserError
 from fewstep.core.image.teacher import read_scheduler, reading
 from fewstep.core.image.text import run_export
+from fewstep.core.models.backbone import PipelineBackbone
 from fewstep.core.models.loading import DTYPES, Teacher, is_pipeline
+from fewstep.core.models.sd import StableDiffusion
 from fewstep.core.models.settings import open_teacher
 from fewstep.core.process import Process
 from fewstep.threed.cameras import ViewRanges, orbit
 from fewstep.threed.judges import Judge, ViewJudge
 from fewstep.threed.settings import ThreedConfig
+from fewstep.threed.teachers.joint import JointJudge
 from fewstep.threed.teachers.latent import LatentJudge
-from fewstep.threed.teachers.view_model import ABOUT, find_folder, load_model, shipped_models
+from fewstep.threed.teachers.maps import GeometryJudge, Maps
+from fewstep.threed.teachers.multi_view import CameraDiffusion, JointBackbone, told_cameras
+from fewstep.threed.teachers.spaces import Latents, Pixels
+from fewstep.threed.teachers.texts import PipelineTexts
+from fewstep.threed.teachers.view_model import ABOUT, ViewModel, find_folder, load_model, shipped_models
 
 REACH = 1.0  # objects are within this of the origin
 
@@ -35,20 +42,41 @@ def open_judge(config: ThreedConfig, name: str = "") -> Judge:
     name = name or config.teacher
     if is_text_pipeline(name):
         return pipeline_judge(config, name)
-    return ViewJudge(load_model(name))
+    return view_judge(load_model(name), config.judge.size)
+
+
+def view_judge(model: ViewModel, size: int = 0) -> Judge:
+    """Return a view model as a judge; ``size``: pixels of renders (0: the model's)."""
+    if model.kind == "maps":
+        return GeometryJudge(model.denoiser, Maps(model.size, size), model.encode, model.cameras, model.views)
+    if model.views > 1 or size not in (0, model.size):
+        return JointJudge(model.denoiser, Pixels(model.size, size), model.encode, model.cameras, model.views)
+    return ViewJudge(model)
 
 
 def pipeline_judge(config: ThreedConfig, name: str) -> Judge:
-    """Return a pipeline with text as a judge."""
+    """Return a pipeline with text as a judge: a joint one where its network is told cameras."""
     check_cameras(config.cameras)
-    teacher, judge = open_pipeline(config, name), config.judge
+    teacher, judge, dtype = open_pipeline(config, name), config.judge, DTYPES[config.model.dtype]
+    if isinstance(teacher.family, CameraDiffusion):
+        texts = PipelineTexts(teacher)
+        single = teacher.denoiser(texts.null, dtype)
+        assert isinstance(single.backbone, PipelineBackbone)
+        return JointJudge(
+            single.with_backbone(JointBackbone(single.backbone, judge.views)),
+            Latents(teacher, judge.size),
+            texts,
+            config.cameras,
+            judge.views,
+            azimuth_offset_deg=judge.azimuth_offset_deg,
+        )
     return LatentJudge(
         teacher,
         judge.directions,
         config.cameras,
         negative=judge.negative,
         size=judge.size,
-        dtype=DTYPES[config.model.dtype],
+        dtype=dtype,
     )
 
 
@@ -70,6 +98,8 @@ def open_pipeline(config: ThreedConfig, name: str, *, weights: bool = True) -> T
     found = open_teacher(run_export(name), config.model, weights=weights)
     if found.family.media != "image":
         raise UserError(f"teacher '{name}' is a {found.folder.pipeline}, which makes videos: give one of images")
+    if found.family.name == StableDiffusion.name and told_cameras(found.folder.config(found.family.network)):
+        found.family = CameraDiffusion()
     return found
 
 

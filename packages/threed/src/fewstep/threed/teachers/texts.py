@@ -39,6 +39,6 @@ def check_lengths(encoder: TextEncoder, texts: Sequence[str]) -> None:
         for text, count in zip(texts, counts, strict=True):
             check(
                 count <= part.model_max_length,
-                f"'{text[:80]}' has {count} tokens, the teacher reads {part.model_max_length}: shorten the prompt (what "
-                "is said of the view behind it: domain.judge.directions.words)",
+                f"'{text[:80]}' has {count} tokens, the teacher reads {part.model_max_length}: shorten the "
+                "prompt (what is said of the view behind it: domain.judge.directions.words)",
             )
