@@ -40,7 +40,7 @@ class LatentJudge(Judge):
         size: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.texts, self.space = PipelineTexts(teacher), Latents(teacher, size)
+        self.texts, self.space = PipelineTexts(teacher), Latents.of_teacher(teacher, size)
         self.teacher = teacher.denoiser(self.texts.null, dtype)
         check(
             not (negative and directions.perp_neg),
@@ -54,7 +54,7 @@ class LatentJudge(Judge):
         check(all(text.strip() for text in texts), EMPTY)
         more = [self.negative] if self.negative else []
         found = self.texts([each for text in texts for each in [*self.directions.texts(text), *more]])
-        return {name: value.unflatten(0, (len(texts), -1)) for name, value in found.items()}
+        return {name: value.reshape(len(texts), -1, *value.shape[1:]) for name, value in found.items()}
 
     def told(self, camera: Camera, cond: Cond) -> Cond:
         """Return the prompts in the cameras' directions."""

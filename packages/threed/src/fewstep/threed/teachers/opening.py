@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from fewstep.core.errors import UserError
-from fewstep.core.image.teacher import read_scheduler, reading
+from fewstep.core.errors import UserError, check
+from fewstep.core.image.teacher import read_scheduler, reading, scheduler_config
 from fewstep.core.image.text import run_export
 from fewstep.core.models.backbone import PipelineBackbone
 from fewstep.core.models.loading import DTYPES, Teacher, is_pipeline
@@ -17,7 +19,18 @@ from fewstep.core.models.settings import open_teacher
 from fewstep.core.process import Process
 from fewstep.threed.cameras import ViewRanges, orbit
 from fewstep.threed.judges import Judge, ViewJudge
+from fewstep.threed.orbit.pixels import prepare, read_picture
+from fewstep.threed.orbit.video import VideoOrbits
 from fewstep.threed.settings import ThreedConfig
+from fewstep.threed.shapes.named import named_prompts
+from fewstep.threed.teachers.exact import ExactJudge
+from fewstep.threed.teachers.image_views import (
+    OrbitJudge,
+    Zero123Judge,
+    picture_process,
+    picture_teacher,
+    zero123_folder,
+)
 from fewstep.threed.teachers.joint import JointJudge
 from fewstep.threed.teachers.latent import LatentJudge
 from fewstep.threed.teachers.maps import GeometryJudge, Maps
@@ -26,12 +39,20 @@ from fewstep.threed.teachers.spaces import Latents, Pixels
 from fewstep.threed.teachers.texts import PipelineTexts
 from fewstep.threed.teachers.view_model import ABOUT, ViewModel, find_folder, load_model, shipped_models
 
+EXACT = "exact"
+PICTURE_SIZE = 512  # pixels of a picture that a teacher is shown, at most
+EXACT_SIZE = 32  # pixels of its pictures
 REACH = 1.0  # objects are within this of the origin
 
 
 def teacher_process(config: ThreedConfig) -> Process:
     """Return the process of the configured teacher, from its scheduler's config."""
     name = config.teacher
+    if name == EXACT:
+        return reading(scheduler_config(config.process))[0]
+    kind = picture_teacher(name)
+    if kind:
+        return picture_process(name, kind)
     if is_text_pipeline(name):
         return open_pipeline(config, name, weights=False).reading()[0]
     return reading(read_scheduler(find_folder(name)))[0]
@@ -40,6 +61,11 @@ def teacher_process(config: ThreedConfig) -> Process:
 def open_judge(config: ThreedConfig, name: str = "") -> Judge:
     """Return a teacher, the configured one for "", as a judge of renders; UserError for what is none."""
     name = name or config.teacher
+    if name == EXACT:
+        return exact_judge(config)
+    kind = picture_teacher(name)
+    if kind:
+        return picture_judge(config, name, kind)
     if is_text_pipeline(name):
         return pipeline_judge(config, name)
     return view_judge(load_model(name), config.judge.size)
@@ -54,6 +80,36 @@ def view_judge(model: ViewModel, size: int = 0) -> Judge:
     return ViewJudge(model)
 
 
+def exact_judge(config: ThreedConfig) -> ExactJudge:
+    """Return the teacher that knows the solids."""
+    check_cameras(config.cameras)
+    judge = config.judge
+    others = named_prompts(judge.others) if judge.others else []
+    process = reading(scheduler_config(config.process))[0]
+    return ExactJudge(process, config.cameras, size=judge.size or EXACT_SIZE, others=others, std=judge.deviation)
+
+
+def picture_judge(config: ThreedConfig, name: str, kind: str) -> Judge:
+    """Return a pipeline that is shown a picture as a judge; UserError where none is given."""
+    check_cameras(config.cameras)
+    judge, path = config.judge, Path(name).expanduser()
+    check(bool(judge.image), f"teacher '{name}' is shown a picture: give one, with alpha, as domain.judge.image")
+    file = Path(judge.image).expanduser()
+    given = read_picture(file)
+    picture = prepare(given, min(PICTURE_SIZE, *given.shape[1:]), fit=True, name=str(file))
+    if kind == "zero123":
+        make: Callable[..., Judge] = partial(Zero123Judge, zero123_folder(path))
+    else:
+        make = partial(OrbitJudge, VideoOrbits.open(path))
+    return make(
+        picture,
+        config.cameras,
+        elevation_deg=judge.image_elevation_deg,
+        size=judge.size,
+        dtype=DTYPES[config.model.dtype],
+    )
+
+
 def pipeline_judge(config: ThreedConfig, name: str) -> Judge:
     """Return a pipeline with text as a judge: a joint one where its network is told cameras."""
     check_cameras(config.cameras)
@@ -64,7 +120,7 @@ def pipeline_judge(config: ThreedConfig, name: str) -> Judge:
         assert isinstance(single.backbone, PipelineBackbone)
         return JointJudge(
             single.with_backbone(JointBackbone(single.backbone, judge.views)),
-            Latents(teacher, judge.size),
+            Latents.of_teacher(teacher, judge.size),
             texts,
             config.cameras,
             judge.views,

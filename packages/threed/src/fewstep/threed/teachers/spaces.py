@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from fewstep.core.errors import check
+from fewstep.core.models.family import Family
 from fewstep.core.models.loading import Teacher
 from fewstep.core.tensors import precise
 from fewstep.threed.cameras import Camera
@@ -55,20 +58,25 @@ class Pixels(Space):
 
 
 class Latents(Space):
-    """A pipeline's latents: the means of its autoencoder's posterior, scaled; ``size`` as for :class:`Pixels`.
+    """Latents of an autoencoder: the means of its posterior, scaled as ``family`` does; ``side``: pixels it sees.
 
-    Raises UserError for a pipeline whose pictures are not square.
+    ``shape``: of one latent; ``size``: of renders (0: ``side``).
     """
 
-    def __init__(self, teacher: Teacher, size: int = 0, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, vae: Any, family: Family, side: int, shape: Sequence[int], size: int = 0) -> None:
+        self.vae, self.family, self.side = vae.requires_grad_(False), family, side
+        self.size, self.shape = size or side, tuple(shape)
+
+    @classmethod
+    def of_teacher(cls, teacher: Teacher, size: int = 0) -> Latents:
+        """Return those of a pipeline; UserError for one whose pictures are not square."""
         pixels = teacher.size
         check(
             pixels.height == pixels.width,
             f"renders are square, and the teacher is opened at {pixels.height}x{pixels.width}: set domain.model.height "
             "and .width alike",
         )
-        self.family, self.vae = teacher.family, teacher.vae(dtype).vae
-        self.side, self.size, self.shape = pixels.height, size or pixels.height, teacher.shape
+        return cls(teacher.vae().vae, teacher.family, pixels.height, teacher.shape, size)
 
     def of(self, seen: Views, camera: Camera) -> Tensor:
         """Return the latents; the gradient goes through the autoencoder."""
