@@ -12,6 +12,7 @@ from fewstep.core.networks.roles import RolesConfig
 from fewstep.threed.cameras import ViewRanges
 from fewstep.threed.orbit.problem import OrbitConfig
 from fewstep.threed.planes.model import PlanesConfig
+from fewstep.threed.teachers.directions import DirectionConfig
 
 Student = Literal["scene", "planes", "orbit", "views"]
 SOLIDS_CAMERAS = ViewRanges(elevation_deg=(-10.0, 40.0), fov_y_deg=(40.0, 40.0), relative_distance=(1.165, 1.165))
@@ -73,16 +74,51 @@ class SceneConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """How teachers are asked that do not come with what they know of cameras and prompts.
+
+    ``size``: pixels along a side of renders, resized to what the teacher sees (0: that). ``directions``: what a
+    text-to-image pipeline is told of the view. ``negative``: a negative prompt that comes with the condition, where a
+    recipe compares with the empty one too (that in its place is ``domain.model.negative_prompt``). ``views``: that a
+    multi-view pipeline sees at once. ``azimuth_offset_deg``: added to azimuths for a pipeline that is told cameras and
+    whose front is elsewhere. ``image``: the picture, with alpha, that image-conditioned pipelines are shown: the front
+    of the object, from ``image_elevation_deg``. ``deviation``: of pictures about the true ones to the teacher
+    ``exact``, which compares a prompt with ``others`` (names as in ``domain.prompts``; empty: with a flat grey).
+    """
+
+    size: int = 0
+    directions: DirectionConfig = DirectionConfig()
+    negative: str = ""
+    views: int = 4
+    azimuth_offset_deg: float = 0.0
+    image: str = ""
+    image_elevation_deg: float = 10.0
+    deviation: float = 0.05
+    others: str = ""
+
+    def __post_init__(self) -> None:
+        check(self.size == 0 or self.size >= 8, f"domain.judge.size must be 0 or at least 8, got {self.size}")
+        check(self.views >= 1, f"domain.judge.views must be at least 1, got {self.views}")
+        check(self.deviation > 0, f"domain.judge.deviation must be positive, got {self.deviation:g}")
+        check(
+            abs(self.image_elevation_deg) < 90,
+            f"domain.judge.image_elevation_deg lies between -90 and 90, got {self.image_elevation_deg:g}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ThreedConfig:
     """The threed domain.
 
     ``student``: a ``scene`` of one prompt, whose renders the teacher judges; ``planes``: a network that makes scenes of
     prompts; ``orbit``: one that makes scenes of a picture (all of its settings in ``orbit``); or ``views``: a model of
     pictures of solids, as teachers are made. ``teacher``: a shipped view model's name, a folder one was exported to, or
-    a run's folder. Empty: none. ``teachers``: further ones by a name of one's
-    own, for recipes that listen to several. ``prompt``: of a scene. ``prompts``: those a network is trained on:
-    ``things``, ``on``, ``all`` or a text file; ``pictures``: of each. ``cameras``: where views are taken from; those of
-    a teacher are its own. ``process``: of an untrained network.
+    a run's folder; a diffusers pipeline (a folder, a hub id, ``tiny:sd``): text-to-image, multi-view with a camera's 16
+    numbers as its U-Net's class embedding, Zero123, SV3D; or ``exact``, which knows the solids. Empty: none.
+    ``judge``: how it is asked; ``model``: how a pipeline is opened. ``teachers``: further ones by a name of one's own,
+    for recipes that listen to several. ``prompt``: of a scene. ``prompts``: those a network is trained on: ``things``,
+    ``on``, ``all`` or a text file; ``pictures``: of each. ``cameras``: where views are taken from; those of a view
+    model are its own. ``process``: of an untrained network.
     """
 
     student: Student = "scene"
@@ -96,6 +132,7 @@ class ThreedConfig:
     orbit: OrbitConfig = OrbitConfig()
     network: ViewNetworkConfig = ViewNetworkConfig()
     process: ProcessConfig = ProcessConfig(name="vp-scaled-linear")
+    judge: JudgeConfig = JudgeConfig()
     cameras: ViewRanges = SOLIDS_CAMERAS
     roles: RolesConfig = RolesConfig()
     model: ModelConfig = ModelConfig()

@@ -128,11 +128,17 @@ class VideoOrbits:
         noise = torch.randn(rgb.shape, generator=torch.Generator().manual_seed(0)).to(rgb)
         image = vae.encode(2 * rgb - 1 + AUGMENTATION * noise).latent_dist.mode()
         encoder = self.folder.load("image_encoder", rgb.dtype)
-        small = torch.nn.functional.interpolate(
-            rgb, size=(CLIP_SIZE, CLIP_SIZE), mode="bicubic", antialias=True, align_corners=False
-        )
-        mean, std = (rgb.new_tensor(each).reshape(1, 3, 1, 1) for each in (CLIP_MEAN, CLIP_STD))
-        size = encoder.config.image_size
-        if size != CLIP_SIZE:
-            small = torch.nn.functional.interpolate(small, size=(size, size), mode="area")
-        return {"image": image, "image_embeds": encoder((small - mean) / std).image_embeds[:, None]}
+        return {"image": image, "image_embeds": clip_embeds(encoder, rgb)[:, None]}
+
+
+def clip_embeds(encoder: Any, rgb: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    """Return what a CLIP image encoder says of pictures in [0, 1]."""
+    small = torch.nn.functional.interpolate(
+        rgb, size=(CLIP_SIZE, CLIP_SIZE), mode="bicubic", antialias=True, align_corners=False
+    )
+    mean, std = (rgb.new_tensor(each).reshape(1, 3, 1, 1) for each in (CLIP_MEAN, CLIP_STD))
+    size = encoder.config.image_size
+    if size != CLIP_SIZE:
+        small = torch.nn.functional.interpolate(small, size=(size, size), mode="area")
+    out: Tensor = encoder((small - mean) / std).image_embeds
+    return out
