@@ -97,7 +97,7 @@ class SceneModel(Model):  # type: ignore[misc]
         camera = from_nerfstudio(ray_bundle).to(self.device)
         with torch.no_grad():
             seen = self.scene.views(camera)
-        origins, directions = camera.rays()
+        _, directions = camera.rays()
         forward = camera.world_to_camera[:, None, None, 2, :3]
         along = (directions * forward).sum(-1, keepdim=True)
         return _outputs(seen, along)
@@ -157,7 +157,7 @@ class SceneModel(Model):  # type: ignore[misc]
 
 
 class SplatModel(SceneModel, SplatfactoModel):  # type: ignore[misc]
-    """A scene of Gaussians; of SplatfactoModel it has the name, which `ns-export gaussian-splat` and the viewer ask for.
+    """A scene of Gaussians, and by name a SplatfactoModel, which `ns-export gaussian-splat` and the viewer ask for.
 
     The cloud's parts are those of nerfstudio's world, without gradient.
     """
