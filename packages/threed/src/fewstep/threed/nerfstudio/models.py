@@ -38,12 +38,15 @@ class SceneModelConfig(ModelConfig):  # type: ignore[misc]
     """
 
     _target: type = field(default_factory=lambda: SceneModel)
-    enable_collider: bool = False
     prompt: str | None = "a red cone"
     teacher: str = "solids"
     scene: SceneConfig = SceneConfig()
     recipe: StudentConfig = SDSConfig()
     critic_rank: int = 16
+
+    def __post_init__(self) -> None:
+        """Leave nerfstudio's own bounds of rays out: scenes know theirs."""
+        self.enable_collider = False
 
     @property
     def sh_degree(self) -> int:
