@@ -9,7 +9,8 @@ import pytest
 from matrix import Cell, measured
 from threed.scene_bed import threed
 
-SHORT = ("train.eval_every=0", "train.preview_every=0", "domain.scene.count=400", "train.batch=2")
+SHORT = ("train.eval_every=0", "train.preview_every=0", "domain.scene.kind=gaussians", "domain.scene.count=400",
+         "train.batch=2", "optim.lr=1e-2")  # fmt: skip
 
 CELLS = {
     "sds": Cell("sds-solids", (1,), ("train.steps=80",)),

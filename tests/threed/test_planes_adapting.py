@@ -123,8 +123,8 @@ def autoencoder():
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    return AutoencoderKL(block_out_channels=(16, 16), down_block_types=("DownEncoderBlock2D",) * 2,
-                         up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=8).eval()  # fmt: skip
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return AutoencoderKL(block_out_channels=(16, 16), latent_channels=4, norm_num_groups=8, **kinds).eval()
 
 
 def test_an_adapted_decoder_starts_as_its_autoencoders_up_to_the_last_convolution():

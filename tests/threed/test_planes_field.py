@@ -198,9 +198,9 @@ def test_what_cannot_be_rendered_is_told_in_one_line():
         surfels(Mesh(torch.zeros(3, 3), torch.tensor([[0, 1, 2]])), 5)
     with pytest.raises(UserError, match="deform"):
         field.deformation(torch.zeros(2, 1, 3, dtype=F64))
+    empty = field_of(1, alive=False)
+    empty.heads.sdf.radius = -0.1
     with pytest.raises(UserError, match="no surface"):
-        empty = field_of(1, alive=False)
-        empty.heads.sdf.radius = -0.1
         empty.scene(0).mesh(16)
     for wrong in ({"radius": 2.0}, {"sections": 0}, {"sharpness": 0.0}, {"hidden": 0}):
         with pytest.raises(UserError, match="field"):

@@ -14,7 +14,7 @@ from fewstep.threed.assets import read_asset
 from fewstep.threed.teachers.view_model import load_model
 
 QUIET = ("train.eval_every=0", "train.preview_every=0", "train.log_every=1", "train.batch=2")
-SCENE = ("domain.scene.count=40", "domain.scene.sections=8", "domain.scene.planes=[8,4]")
+SCENE = ("domain.scene.kind=gaussians", "domain.scene.count=40", "domain.scene.sections=8", "domain.scene.planes=[8,4]")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_every_method_optimises_a_scene(method, teacher, tmp_path):
 def test_fields_are_optimised_with_their_penalties(kind, teacher, tmp_path):
     run = tmp_path / "run"
     settings = (f"domain.teacher={teacher}", f"domain.scene.kind={kind}", "domain.scene.opacity=0.5")
-    assert threed("train", "--config", "sds-solids", "--out", run, "train.steps=2", *settings, *SCENE, *QUIET) == 0
+    assert threed("train", "--config", "sds-solids", "--out", run, "train.steps=2", *SCENE, *settings, *QUIET) == 0
     logged = read_metrics(run)[0]
     assert logged["loss/student/opacity"] > 0
     assert ("loss/student/eikonal" in logged) == (kind != "density")

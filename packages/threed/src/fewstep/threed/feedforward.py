@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fewstep.core.rng import Rng
 from fewstep.threed.cameras import Camera, orbit
 from fewstep.threed.judges import Judge
 from fewstep.threed.planes.field import PlaneField
-from fewstep.threed.planes.generator import generator_of
+from fewstep.threed.planes.generator import PlaneGenerator, generator_of
 from fewstep.threed.planes.model import PlanesConfig, encode_prompts, make_generator, save_planes, student_of
 from fewstep.threed.shapes.split import split_prompts
 from fewstep.threed.teachers.view_model import to_samples
@@ -67,6 +68,51 @@ class PromptList:
         return {name: value[rows].to(device) for name, value in self.cond.items()}
 
 
+@dataclass(frozen=True)
+class _Looks:
+    """How students of planes are looked at: prompts in turn, those that were held out measured apart."""
+
+    generator: PlaneGenerator
+    texts: Sequence[str]
+    trained: int
+    size: int
+    device: torch.device | str
+
+    def shown(self, n: int) -> list[int]:
+        """Return which prompts ``n`` samples are of."""
+        count = len(self.texts)
+        return [(k * 7) % count if n < count else k % count for k in range(n)]
+
+    def fields(self, samples: Tensor) -> PlaneField:
+        """Return the fields of samples."""
+        return self.generator.field(samples.to(self.device))
+
+    @torch.no_grad()
+    def evaluate(self, samples: Tensor, cond: Cond) -> dict[str, float]:
+        """Return means over prompts, and the lowest silhouette IoU."""
+        found: dict[str, list[float]] = {}
+        camera = looking(LOOKS, 1, self.size)
+        for sample, number in zip(samples, cond[PROMPT].tolist(), strict=True):
+            truth = find_truth(self.texts[number])
+            if truth is None:
+                continue
+            values = truth.of_views(self.fields(sample[None]).views(camera.to(self.device)), camera)
+            group = "" if number < self.trained else "held_out_"
+            for name in ("psnr", "silhouette_iou"):
+                found.setdefault(group + name, []).append(values[name])
+        lowest = {f"{name}_min": min(values) for name, values in found.items() if name.endswith("iou")}
+        return {name: sum(values) / len(values) for name, values in found.items()} | lowest
+
+    @torch.no_grad()
+    def render(self, rows: Sequence[tuple[str, Tensor]], stem: Path) -> Path:
+        """Draw every sample from one side."""
+        pictures = []
+        for label, samples in rows:
+            seen = self.fields(samples).views(looking([SHOWN_FROM], len(samples), 2 * self.size).to(self.device))
+            pictures.append((label, to_samples(seen.rgb).cpu()))
+        return render_rows(pictures, stem)
+
+
 def build_planes(
     config: PlanesConfig,
     judges: Mapping[str, Judge],
@@ -94,36 +140,7 @@ def build_planes(
     for name, judge in judges.items():
         told |= {f"{name}/{key}": value for key, value in judge.encode(texts).items()}
     source = PromptList(told, len(trained))
-    size = max(judge.size for judge in judges.values())
-
-    def shown(n: int) -> list[int]:
-        return [(k * 7) % len(texts) if n < len(texts) else k % len(texts) for k in range(n)]
-
-    def fields(samples: Tensor) -> PlaneField:
-        return generator.field(samples.to(device))
-
-    @torch.no_grad()
-    def evaluate(samples: Tensor, cond: Cond) -> dict[str, float]:
-        found: dict[str, list[float]] = {}
-        for sample, number in zip(samples, cond[PROMPT].tolist(), strict=True):
-            truth = find_truth(texts[number])
-            if truth is None:
-                continue
-            camera = looking(LOOKS, 1, size)
-            values = truth.of_views(fields(sample[None]).views(camera.to(device)), camera)
-            group = "" if number < len(trained) else "held_out_"
-            for name in ("psnr", "silhouette_iou"):
-                found.setdefault(group + name, []).append(values[name])
-        lowest = {f"{name}_min": min(values) for name, values in found.items() if name.endswith("iou")}
-        return {name: sum(values) / len(values) for name, values in found.items()} | lowest
-
-    @torch.no_grad()
-    def render(rows: Sequence[tuple[str, Tensor]], stem: Path) -> Path:
-        pictures = []
-        for label, samples in rows:
-            seen = fields(samples).views(looking([SHOWN_FROM], len(samples), 2 * size).to(device))
-            pictures.append((label, to_samples(seen.rgb).cpu()))
-        return render_rows(pictures, stem)
+    looks = _Looks(generator, texts, len(trained), max(judge.size for judge in judges.values()), device)
 
     def export(student: Denoiser, plan: StepPlan, folder: Path, card: Mapping[str, Any]) -> None:
         save_planes(generator_of(student), config, plan, folder, card)
@@ -133,9 +150,9 @@ def build_planes(
             {"student": student_of(generator), "judges": dict(judges)}, student_of(generator).process, config.shape
         ),
         data=source,
-        conditions=lambda n, _seed: source.rows(shown(n), device),
-        evaluate=evaluate,
-        render=render,
+        conditions=lambda n, _seed: source.rows(looks.shown(n), device),
+        evaluate=looks.evaluate,
+        render=looks.render,
         export=export,
         from_text=lambda given: encode_prompts(generator, given),
         notes={"metric": "silhouette IoU and PSNR against exact pictures from 4 views, held-out prompts apart"},

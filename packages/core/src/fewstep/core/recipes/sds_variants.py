@@ -172,9 +172,8 @@ def interval(q: Question) -> Pull:
     low = u - how.delta_at(q.step)
     start = low - how.inversions * how.stride
     eps = at.eps + how.offset_noise * channel_noise(q.rng, at.eps)
-    stops = [q.fraction(start)]
-    while bool((stops[-1] < q.fraction(low)).any()):
-        stops.append(q.fraction(torch.minimum(start.clamp_min(0) + len(stops) * how.stride, low)))
+    between = (torch.minimum(start.clamp_min(0) + i * how.stride, low) for i in range(1, how.inversions))
+    stops = rising([q.fraction(u) for u in (start, *between, low)])
     below = noised_at(process, q.sample, stops[0], eps)
     x_s = invert(q.teacher, below.x_t, stops, null).x if len(stops) > 1 else below.x_t
     eps_s = q.teacher.eps(x_s, stops[-1], null)
@@ -192,16 +191,21 @@ def by_inversion(q: Question) -> Pull:
     """Pull along ``x - x0_guided`` at a state whose noise is what inversion of the sample finds."""
     how, at, process = q.config.sdi, q.at, q.process
     top = process.time_to_unit(at.t) + how.overshoot * q.rng.uniform("sdi").to(at.t)
-    stops = [q.fraction(top * i / how.steps) for i in range(how.steps + 1)]
-    climbed = [stops[0], *(b for a, b in itertools.pairwise(stops) if bool((b > a).any()))]
+    stops = rising([q.fraction(top * i / how.steps) for i in range(how.steps + 1)])
     clean = noised_at(process, q.sample, stops[0], torch.zeros_like(at.eps)).x_t
     found = invert(
-        Guided(q.teacher, how.guidance_scale), clean, climbed, q.sample.cond, eta=how.eta, rng=q.rng, stream="sdi"
+        Guided(q.teacher, how.guidance_scale), clean, stops, q.sample.cond, eta=how.eta, rng=q.rng, stream="sdi"
     ).x
-    last = at._replace(t=climbed[-1], alpha=(c := process.coefficients(climbed[-1])).alpha, sigma=c.sigma)
-    own = noised_at(process, q.sample, at.t, state_of(process, q.sample, found, last).eps)
+    c = process.coefficients(stops[-1])
+    last = state_of(process, q.sample, found, Noised(found, at.eps, stops[-1], c.alpha, c.sigma))
+    own = noised_at(process, q.sample, at.t, last.eps)
     guided = q.guided(own)
     return Pull(partial(x0_sds_loss, x0_teacher=guided.x0), guided, own)
+
+
+def rising(stops: list[Tensor]) -> list[Tensor]:
+    """Return times that rise, or stay, per sample, without those at which no sample moves."""
+    return [stops[0], *(b for a, b in itertools.pairwise(stops) if bool((b > a).any()))]
 
 
 def state_of(process: Process, sample: Sample, x_t: Tensor, at: Noised) -> Noised:

@@ -15,14 +15,14 @@ from fewstep.threed.cameras import Camera, orbit
 from fewstep.threed.fields.meshes import BLOCK, Mesh, extract_mesh, keep_large_parts
 from fewstep.threed.views import Views
 
-ELEVATIONS_DEG = (-50.0, -15.0, 15.0, 50.0)
-AROUND = 10
+ELEVATIONS_DEG = (-40.0, 0.0, 40.0)
+AROUND = 7
 DISTANCE, FOV_Y_DEG = 3.2, 40.0
 COVERED = 0.5  # coverage from which a pixel is taken to see something
 
 
 def all_around(size: int, around: int = AROUND) -> Camera:
-    """Return cameras on four rings and one above and below, that see the cube [-1, 1]^3 whole from outside."""
+    """Return cameras on three rings and one above and below, that see the cube [-1, 1]^3 whole from outside."""
     step = torch.arange(around, dtype=torch.float32) * (360 / around)
     azimuth = torch.cat([step + 360 / around / 2 * (ring % 2) for ring in range(len(ELEVATIONS_DEG))])
     elevation = torch.tensor(ELEVATIONS_DEG).repeat_interleave(around)
@@ -73,16 +73,18 @@ class FusedDepths:
 
 
 @torch.no_grad()
-def fuse(look: Callable[[Camera], Views], resolution: int = 96, size: int = 96, band: float = 0.08) -> Mesh:
+def fuse(
+    look: Callable[[Camera], Views], resolution: int = 64, size: int = 80, band: float = 0.08, bound: float = 1.0
+) -> Mesh:
     """Return the coloured mesh of what ``look`` shows over white from all around; UserError where there is no surface.
 
-    band: how thick, in world units, a surface is taken to be at least.
+    band: how thick, in world units, a surface is taken to be at least.  bound: half the side of the cube it lies in.
     """
     camera = all_around(size)
     seen = look(camera)
     if not bool((seen.alpha >= COVERED).any()):
         raise UserError("nothing to make a mesh of: from no side is any pixel covered by half; train longer")
     fused = FusedDepths(seen, camera, band)
-    mesh = keep_large_parts(extract_mesh(fused.distance, resolution))
+    mesh = keep_large_parts(extract_mesh(fused.distance, resolution, bound=bound))
     parts = [fused.colour(part) for part in torch.split(mesh.vertices, BLOCK)]
     return replace(mesh, colours=torch.cat(parts).clamp(0, 1))

@@ -30,7 +30,7 @@ from fewstep.threed.problems.scene import fixed_cameras, looks
 
 @dataclass
 class SceneCamerasConfig(DataManagerConfig):  # type: ignore[misc]
-    """``samples``: of a step. ``looks``: fixed cameras around the scene, of ``size`` pixels, to look and export from."""
+    """Cameras: ``samples`` a step; ``looks`` fixed ones of ``size`` pixels around a scene, to look and export from."""
 
     _target: type = field(default_factory=lambda: SceneCameras)
     samples: int = 4

@@ -1,4 +1,4 @@
-"""What `ns-train` lists: one method per way of distilling, of Gaussians or (`--pipeline.model.scene.kind`) of fields."""
+"""What `ns-train` lists: a method per recipe, for Gaussians or, with `--pipeline.model.scene.kind`, fields."""
 
 from __future__ import annotations
 

@@ -38,12 +38,15 @@ class SceneModelConfig(ModelConfig):  # type: ignore[misc]
     """
 
     _target: type = field(default_factory=lambda: SceneModel)
-    enable_collider: bool = False
     prompt: str | None = "a red cone"
     teacher: str = "solids"
     scene: SceneConfig = SceneConfig()
     recipe: StudentConfig = SDSConfig()
     critic_rank: int = 16
+
+    def __post_init__(self) -> None:
+        """Leave nerfstudio's own bounds of rays out: scenes know theirs."""
+        self.enable_collider = False
 
     @property
     def sh_degree(self) -> int:
@@ -97,7 +100,7 @@ class SceneModel(Model):  # type: ignore[misc]
         camera = from_nerfstudio(ray_bundle).to(self.device)
         with torch.no_grad():
             seen = self.scene.views(camera)
-        origins, directions = camera.rays()
+        _, directions = camera.rays()
         forward = camera.world_to_camera[:, None, None, 2, :3]
         along = (directions * forward).sum(-1, keepdim=True)
         return _outputs(seen, along)
@@ -157,7 +160,7 @@ class SceneModel(Model):  # type: ignore[misc]
 
 
 class SplatModel(SceneModel, SplatfactoModel):  # type: ignore[misc]
-    """A scene of Gaussians; of SplatfactoModel it has the name, which `ns-export gaussian-splat` and the viewer ask for.
+    """A scene of Gaussians, and by name a SplatfactoModel, which `ns-export gaussian-splat` and the viewer ask for.
 
     The cloud's parts are those of nerfstudio's world, without gradient.
     """

@@ -113,6 +113,6 @@ class SceneTraining:
 
 def _packed(camera: Camera, views: int) -> Cond:
     return {
-        POSE: camera.world_to_camera.unflatten(0, (-1, views)),
-        INTRINSICS: camera.intrinsics.unflatten(0, (-1, views)),
+        POSE: camera.world_to_camera.reshape(-1, views, 4, 4),
+        INTRINSICS: camera.intrinsics.reshape(-1, views, 3, 3),
     }

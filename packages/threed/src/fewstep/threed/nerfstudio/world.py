@@ -46,7 +46,8 @@ def _harmonics_turn(degree: int, rotation: Tensor) -> Float[Tensor, "k k"]:
     flat = (1 - z * z).sqrt()
     directions = torch.stack([flat * angle.cos(), flat * angle.sin(), z], dim=-1)
     before = basis(degree, directions @ rotation.double().cpu())
-    return torch.linalg.lstsq(basis(degree, directions), before).solution.to(rotation.device)
+    found: Tensor = torch.linalg.lstsq(basis(degree, directions), before).solution
+    return found.to(rotation.device)
 
 
 def _quaternion(rotation: Tensor) -> Float[Tensor, " 4"]:

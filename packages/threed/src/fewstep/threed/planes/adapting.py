@@ -36,7 +36,8 @@ class PlaneLinear(nn.Module):
         check(rank >= 1, f"LoRA factors need a rank of at least 1, got {rank}")
         self.base, self.joint = base, joint
         like = base.weight
-        self.down = nn.Parameter(torch.randn(PLANES, base.in_features, rank, device=like.device) / rank)
+        self.down = nn.Parameter(torch.empty(PLANES, base.in_features, rank, device=like.device))
+        nn.init.normal_(self.down, std=1 / rank)
         self.up = nn.Parameter(torch.zeros(PLANES, rank, base.out_features, device=like.device))
 
     def forward(self, x: Float[Tensor, "k n c"]) -> Float[Tensor, "k n d"]:

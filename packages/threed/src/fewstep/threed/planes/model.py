@@ -92,7 +92,7 @@ def make_generator(config: PlanesConfig, seed: int) -> PlaneGenerator:
         words = Words(VOCABULARY, config.length, config.text_width)
         torch.nn.init.normal_(words.table.weight)
         decoder = TinyDecoder(config.latents, config.features, width=config.width)
-        place = torch.randn(config.shape)
+        place = torch.nn.init.normal_(torch.empty(config.shape))
         adapted = adapt(unet, rank=config.rank, train_base=True, seed=seed)
         return PlaneGenerator(adapted, decoder, config.features, config.field, words=words, place=place)
 

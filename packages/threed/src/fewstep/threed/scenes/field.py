@@ -56,7 +56,7 @@ class FieldScene(Scene):
         self.sizes = {"side": side, "channels": channels, "radius": radius}
         self._seen: dict[str, Tensor] = {}
         with Rng(seed, 0, ()).network_noise("field"):
-            self.planes = nn.Parameter(0.1 * torch.randn(1, 3, channels, side, side))
+            self.planes = nn.Parameter(nn.init.normal_(torch.empty(1, 3, channels, side, side), std=0.1))
             self.colour_head = ColourHead(channels, hidden=32, layers=1)
             make = DensityHead if kind == "density" else SDFHead
             self.shape_head = make(channels, radius=radius, hidden=32, layers=1)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.core.errors import UserError
 from fewstep.core.rng import Rng
 from fewstep.threed.cameras import Camera
 from fewstep.threed.fields.fusion import fuse
@@ -18,6 +19,7 @@ from fewstep.threed.gaussians.render import render
 from fewstep.threed.views import Scene, Views, mean_opacity
 
 OPACITY = 0.3  # at the start: what lies behind still gets gradients
+SEEN = 0.05  # of a Gaussian: below, it bounds no mesh
 RATES = {"means": 0.3, "log_scales": 1.0, "quaternions": 1.0, "opacity_logits": 4.0, "harmonics": 1.0}
 """How fast each parameter moves under one learning rate: it is stored divided by this, which Adam undoes."""
 
@@ -71,7 +73,13 @@ class GaussianScene(Scene):
 
     def mesh(self, resolution: int = 96) -> Mesh:
         """Return the surface that the cloud's depths from all around agree on; UserError where there is none."""
-        return fuse(self.views, resolution)
+        cloud = self.gaussians()
+        seen = cloud.opacities > SEEN
+        if not bool(seen.any()):
+            raise UserError("nothing to make a mesh of: no Gaussian is opaque enough to be seen; train longer")
+        reach = cloud.means.detach().abs() + 2 * cloud.scales.detach().amax(dim=1, keepdim=True)
+        bound = float(reach[seen].max().clamp(0.1, 1.0))
+        return fuse(self.views, max(8, resolution * 2 // 3), bound=bound)  # the cube is fitted: fewer points do
 
     def describe(self) -> dict[str, Any]:
         """Return what :meth:`rebuilt` needs besides the tensors."""

@@ -40,7 +40,7 @@ class Words(nn.Module):
         check(len(set(words)) == len(words) > 0, "a vocabulary needs words, each once")
         self.words, self.length = tuple(words), length
         self.table = nn.Embedding(len(words) + 1, width)
-        self.places = nn.Parameter(0.02 * torch.randn(length, width))
+        self.places = nn.Parameter(nn.init.normal_(torch.empty(length, width), std=0.02))
 
     def tokens(self, texts: Sequence[str]) -> Int[Tensor, "b n"]:
         """Return prompts as tokens; UserError for a word that is not known, and for too many."""
