@@ -48,7 +48,9 @@ def camera_at(*angles: tuple[float, float], size: int = 16, distance: float = 3.
 
 def true_views(prompt: str, camera: Camera) -> Views:
     """A solid as a scene would render it."""
-    seen = render(build(read(prompt)), camera.world_to_camera, camera.intrinsics, camera.width, camera.height, samples=1)
+    seen = render(
+        build(read(prompt)), camera.world_to_camera, camera.intrinsics, camera.width, camera.height, samples=1
+    )
     return Views(seen.rgb, seen.alpha, seen.depth, seen.normal)
 
 
