@@ -35,6 +35,7 @@ from fewstep.threed.views import Views
 
 IMAGE, EMBEDS, TURN, SHOWN = "image", "image_embeds", "turn", "shown"
 TURN_NUMBERS = 4
+Picture = Callable[[int], Float[Tensor, "3 n n"]]
 PROJECTION = "cc_projection"
 ZERO123 = {
     "unet": ("diffusers", "UNet2DConditionModel"),
@@ -133,9 +134,9 @@ def load_projection(folder: Path) -> nn.Linear:
 
 
 class Zero123Judge(Judge):
-    """Zero123 judging each view alone; its prompt is a picture "3 h w" in [0, 1], the object's front.
+    """Zero123 judging each view alone; its prompt is a picture, the object's front.
 
-    ``elevation_deg``: that the picture was taken from. What prompts say is not read. ``size``: pixels of renders (0:
+    picture: gives it "3 n n" in [0, 1] at a number of pixels. ``elevation_deg``: that the picture was taken from. What prompts say is not read. ``size``: pixels of renders (0:
     the network's own). Raises UserError for parts that do not fit together.
     """
 
@@ -144,7 +145,7 @@ class Zero123Judge(Judge):
     def __init__(
         self,
         folder: PipelineFolder,
-        picture: Float[Tensor, "3 h w"],
+        picture: Picture,
         ranges: ViewRanges,
         *,
         elevation_deg: float = 10.0,
@@ -163,10 +164,9 @@ class Zero123Judge(Judge):
             ranges,
             elevation_deg,
         )
-        encoder = folder.load("image_encoder")
+        given, encoder = picture(self.space.side)[None], folder.load("image_encoder")
         with torch.no_grad():
-            given = torch.nn.functional.interpolate(picture[None], size=(self.space.side,) * 2, mode="area")
-            embeds = clip_embeds(encoder, picture[None])
+            embeds = clip_embeds(encoder, given)
             told = {IMAGE: vae.encode(2 * given - 1).latent_dist.mode(), EMBEDS: embeds, SHOWN: torch.ones(1)}
         needed = embeds.shape[1] + TURN_NUMBERS
         check(
@@ -222,13 +222,14 @@ class FrameLatents(Latents):
 class OrbitJudge(Judge):
     """SV3D judging whole orbits; its prompt is a picture, the object's front and the orbit's last view.
 
+    picture, ``elevation_deg``, ``size``: as for :class:`Zero123Judge`.
     Its cameras are those of the orbit at the picture's elevation, with the middle distance and angle of ``ranges``.
     """
 
     def __init__(
         self,
         orbits: VideoOrbits,
-        picture: Float[Tensor, "3 h w"],
+        picture: Picture,
         ranges: ViewRanges,
         *,
         elevation_deg: float = 10.0,
@@ -242,8 +243,7 @@ class OrbitJudge(Judge):
         self.space.frames = self.views
         self.teacher, self.ranges, self.elevation_deg = orbits.denoiser(dtype), ranges, elevation_deg
         self.size, self.shape = self.space.size, (self.views, *self.space.shape)
-        given = torch.nn.functional.interpolate(picture[None], size=(pixels, pixels), mode="area")
-        self.picture = orbits.condition(given, vae)
+        self.picture = orbits.condition(picture(pixels)[None], vae)
 
     def encode(self, texts: Sequence[str]) -> Cond:
         """Return the picture for every prompt, whatever it says."""

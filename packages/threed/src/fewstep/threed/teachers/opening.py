@@ -40,7 +40,6 @@ from fewstep.threed.teachers.texts import PipelineTexts
 from fewstep.threed.teachers.view_model import ABOUT, ViewModel, find_folder, load_model, shipped_models
 
 EXACT = "exact"
-PICTURE_SIZE = 512  # pixels of a picture that a teacher is shown, at most
 EXACT_SIZE = 32  # pixels of its pictures
 REACH = 1.0  # objects are within this of the origin
 
@@ -95,8 +94,7 @@ def picture_judge(config: ThreedConfig, name: str, kind: str) -> Judge:
     judge, path = config.judge, Path(name).expanduser()
     check(bool(judge.image), f"teacher '{name}' is shown a picture: give one, with alpha, as domain.judge.image")
     file = Path(judge.image).expanduser()
-    given = read_picture(file)
-    picture = prepare(given, min(PICTURE_SIZE, *given.shape[1:]), fit=True, name=str(file))
+    picture = partial(prepare, read_picture(file), fit=True, name=str(file))
     if kind == "zero123":
         make: Callable[..., Judge] = partial(Zero123Judge, zero123_folder(path))
     else:
