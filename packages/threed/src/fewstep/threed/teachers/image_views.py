@@ -136,8 +136,9 @@ def load_projection(folder: Path) -> nn.Linear:
 class Zero123Judge(Judge):
     """Zero123 judging each view alone; its prompt is a picture, the object's front.
 
-    picture: gives it "3 n n" in [0, 1] at a number of pixels. ``elevation_deg``: that the picture was taken from. What prompts say is not read. ``size``: pixels of renders (0:
-    the network's own). Raises UserError for parts that do not fit together.
+    picture: gives it "3 n n" in [0, 1] at a number of pixels. ``elevation_deg``: that the picture was taken from. What
+    prompts say is not read. ``size``: pixels of renders (0: the network's own). Raises UserError for parts that do not
+    fit together.
     """
 
     views = 1
@@ -222,8 +223,8 @@ class FrameLatents(Latents):
 class OrbitJudge(Judge):
     """SV3D judging whole orbits; its prompt is a picture, the object's front and the orbit's last view.
 
-    picture, ``elevation_deg``, ``size``: as for :class:`Zero123Judge`.
-    Its cameras are those of the orbit at the picture's elevation, with the middle distance and angle of ``ranges``.
+    picture, ``elevation_deg``, ``size``: as for :class:`Zero123Judge`. Its cameras are those of the orbit at the
+    picture's elevation, with the middle distance and angle of ``ranges``.
     """
 
     def __init__(
