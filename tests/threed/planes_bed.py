@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from fewstep.core.denoiser import Backbone, Denoiser, NetworkDenoiser, Plain
 from fewstep.core.prediction import Kind, Prediction
 from fewstep.core.process import VP, Process
-from fewstep.core.recipes.rollout import Sample
 from fewstep.threed.cameras import ViewRanges
 from fewstep.threed.judges import Judge
 from fewstep.threed.planes.field import FieldConfig
@@ -65,9 +64,11 @@ class ColourJudge(Judge):
     def encode(self, texts):
         return {"label": torch.arange(len(texts))}
 
-    def sample(self, seen, camera, cond):
-        rgb = seen.rgb if self.views == 1 else seen.rgb.unflatten(0, (-1, self.views))
-        return Sample(rgb, cond)
+    def told(self, camera, cond):
+        return cond
+
+    def x0(self, seen, camera):
+        return seen.rgb if self.views == 1 else seen.rgb.unflatten(0, (-1, self.views))
 
     def pictures(self, samples):
         return samples.flatten(0, -4)

@@ -60,8 +60,9 @@ class TeacherConfig:
         check(self.asd_ratio >= 0, f"asd_ratio must not be negative, got {self.asd_ratio:g}")
         check(self.views >= 1, f"a teacher sees one view or more, got {self.views}")
         still = self.against == "conditional" and self.asd_ratio == 0
+        end = self.guidance_scale if self.guidance_end is None else self.guidance_end
         check(
-            not still or (self.guidance_scale, self.guidance_end or 0.0) != (1.0, 1.0),
+            not still or (self.guidance_scale, end) != (1.0, 1.0),
             "a teacher compared with its own conditional prediction says nothing at guidance_scale 1: raise it",
         )
 
