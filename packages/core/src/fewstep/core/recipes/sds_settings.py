@@ -73,8 +73,8 @@ class SDSConfig(StudentConfig):
     ``sds``: ``eps_guided - noise``. ``x0``: ``x - x0_guided`` (arXiv 2308.16512; there with ``rescale`` 0.5, which
     pulls the guided prediction's spread back to the unguided one's, taken over the ``views`` of one object, neighbours
     in the batch). ``sjc``: ``eps_guided - noise`` in variance-exploding form (arXiv 2212.00774), ``eps_guided`` itself
-    when not ``variance_reduced``. ``csd``: ``eps_cond - eps_uncond`` (arXiv 2310.19415); with ``negative_share`` s a share s of
-    the reference is the negative prompt's and 1 - s the empty one's (there s = ``[0, 0, 1, 5000]``). ``asd``:
+    when not ``variance_reduced``. ``csd``: ``eps_cond - eps_uncond`` (arXiv 2310.19415); with ``negative_share`` s a
+    share s of the reference is the negative prompt's and 1 - s the empty one's (there s = ``[0, 0, 1, 5000]``). ``asd``:
     ``eps_guided - eps_cond`` at a noisier time (arXiv 2407.02040; ``asd_ratio`` is how much noisier). ``ism``: between
     two states of one inversion, ``ism``; there ``time`` is ``{high_end: 0.5, anneal_steps: 1500, shared: true}``.
     ``nfsd``: ``eps_guided - eps_negative`` (arXiv 2310.17590), ``eps_guided`` below the fraction ``nfsd_split`` of the
