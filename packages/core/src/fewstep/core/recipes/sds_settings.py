@@ -69,17 +69,16 @@ class InversionConfig:
 class SDSConfig(StudentConfig):
     """Settings of SDS and its relatives.
 
-    ``variant``: along what samples move.
-    ``sds``: ``eps_guided - noise``. ``x0``: ``x - x0_guided`` (arXiv 2308.16512; there with ``rescale`` 0.5, which
-    pulls the guided prediction's spread back to the unguided one's, taken over the ``views`` of one object, neighbours
-    in the batch). ``sjc``: ``eps_guided - noise`` in variance-exploding form (arXiv 2212.00774), ``eps_guided`` itself
-    when not ``variance_reduced``. ``csd``: ``eps_cond - eps_uncond`` (arXiv 2310.19415); with ``negative_share`` s a
-    share s of the reference is the negative prompt's and 1 - s the empty one's (there s = ``[0, 0, 1, 5000]``). ``asd``:
-    ``eps_guided - eps_cond`` at a noisier time (arXiv 2407.02040; ``asd_ratio`` is how much noisier). ``ism``: between
-    two states of one inversion, ``ism``; there ``time`` is ``{high_end: 0.5, anneal_steps: 1500, shared: true}``.
-    ``nfsd``: ``eps_guided - eps_negative`` (arXiv 2310.17590), ``eps_guided`` below the fraction ``nfsd_split`` of the
-    noise levels. ``sdi``: as ``x0`` at a state whose noise is the sample's own, found by inversion, ``sdi``; there
-    ``guidance_scale`` 8.5 and ``time`` from 0.98 down to 0.25.
+    ``variant``: along what samples move. ``sds``: ``eps_guided - noise``. ``x0``: ``x - x0_guided`` (arXiv 2308.16512;
+    there with ``rescale`` 0.5, which pulls the guided prediction's spread back to the unguided one's, taken over the
+    ``views`` of one object, neighbours in the batch). ``sjc``: ``eps_guided - noise`` in variance-exploding form (arXiv
+    2212.00774), ``eps_guided`` itself when not ``variance_reduced``. ``csd``: ``eps_cond - eps_uncond`` (arXiv
+    2310.19415); with ``negative_share`` s a share s of the reference is the negative prompt's and 1 - s the empty one's
+    (there s = ``[0, 0, 1, 5000]``). ``asd``: ``eps_guided - eps_cond`` at a noisier time (arXiv 2407.02040;
+    ``asd_ratio`` is how much noisier). ``ism``: between two states of one inversion, ``ism``; there ``time`` is
+    ``{high_end: 0.5, anneal_steps: 1500, shared: true}``. ``nfsd``: ``eps_guided - eps_negative`` (arXiv 2310.17590),
+    ``eps_guided`` below the fraction ``nfsd_split`` of the noise levels. ``sdi``: as ``x0`` at a state whose noise is
+    the sample's own, found by inversion, ``sdi``; there ``guidance_scale`` 8.5 and ``time`` from 0.98 down to 0.25.
 
     ``guidance_scale``: in the convention ``uncond + s (cond - uncond)``: DreamFusion's 100 in threestudio means 101.
     Numbers that are annealed are written ``[start, from, to, end]``. Negative prompts and Perp-Neg come with the
