@@ -3,8 +3,8 @@
 The rules are gsplat's: an alpha is capped at ``CAP``, one below ``FAINTEST`` is nothing, and a pixel is finished by the
 splat that would take its transmittance to ``OPAQUE`` or below, which itself is left out.
 
-A splat's alpha is exp of a polynomial of the second degree in the pixel's coordinates, so a block of splats on a tile is
-one matrix product, and so is what the gradient of every coefficient adds up to.
+A splat's alpha is exp of a polynomial of the second degree in the pixel's coordinates, so a block of splats on a tile
+is one matrix product, and so is what the gradient of every coefficient adds up to.
 """
 
 from __future__ import annotations
