@@ -223,7 +223,7 @@ def _as_installed(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _drawing(rng: Rng, stream: str, params: Mapping[str, Tensor]) -> Iterator[None]:
+def _drawing(rng: Rng, stream: str, params: nn.ParameterDict) -> Iterator[None]:
     """Let torch's own generators draw from a stream of ``rng``, the same in every process."""
     with Rng(rng.seed, rng.step, (0,), rng.scope, params["means"].device).network_noise(stream):
         yield

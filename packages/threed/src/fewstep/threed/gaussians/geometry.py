@@ -42,7 +42,7 @@ def views_and_meta(
     image, alpha = image.movedim(-1, 1), alpha.movedim(-1, 1)
     behind = torch.as_tensor(background, dtype=image.dtype, device=image.device)
     behind = behind.reshape(-1, behind.shape[-1] if behind.ndim else 1)[..., None, None]
-    rgb, depth, normal = image.split((3, 1, 3), dim=1)
+    rgb, depth, normal = torch.split(image, [3, 1, 3], dim=1)
     return (rgb + (1 - alpha) * behind, alpha, depth, normal), meta
 
 

@@ -77,7 +77,7 @@ def render_features(
 def _rasterise(arguments: dict[str, Any], backend: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
     if backend == "torch":
         return rasterization(**arguments)
-    import gsplat  # type: ignore[import-untyped]
+    import gsplat
 
     images, alphas, meta = gsplat.rasterization(**arguments, packed=False)
     return images, alphas, meta
