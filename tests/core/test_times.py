@@ -124,11 +124,12 @@ def test_micro_batches_draw_what_the_batch_does():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"low": 0.5, "high": 0.5}, "low < high"),
+        ({"low": 0.6, "high": 0.5}, "low <= high"),
         ({"low": -0.1}, "0 <= low"),
         ({"high": 1.5}, "<= 1"),
         ({"std": 0.0}, "std must be positive"),
-        ({"low_end": 0.99, "anneal_steps": 5}, "low < high"),
+        ({"low_end": 0.99, "anneal_steps": 5}, "low <= high"),
+        ({"anneal_start": 5}, "give anneal_steps"),
     ],
 )
 def test_impossible_ranges_are_refused(wrong, said):

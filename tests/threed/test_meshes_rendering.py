@@ -56,7 +56,7 @@ def test_a_solid_looks_as_its_exact_pictures_do():
 
 
 def test_no_pixel_falls_between_triangles_smaller_than_it():
-    vertices, faces = ball(detail=4)
+    vertices, faces = ball(detail=5)
     camera = camera_at(20.0, 30.0)
     for dtype in (F64, torch.float32):
         alpha = render_mesh(Mesh(vertices.to(dtype), faces), camera, samples=3).alpha[0, 0]
@@ -97,11 +97,11 @@ def test_ground_that_reaches_behind_the_camera_is_seen_up_to_the_horizon():
     views = render_mesh(mesh, camera, samples=1)
     origins, rays = camera.rays()
     meets = (-1 - origins[..., 1]) / rays[..., 1]
-    depth = (meets[..., None] * rays) @ camera.world_to_camera[0, 2, :3]
+    depth = (meets * (rays @ camera.world_to_camera[0, 2, :3]))[0]
     seen = views.alpha[0, 0] > 0
     assert seen[20:].all()
     assert not seen[:16].any()
-    assert_close(views.depth[0, 0][seen], depth[0][seen])
+    assert_close(views.depth[0, 0][seen], depth[seen])
 
 
 def test_colours_are_mixed_in_space_and_the_background_is_behind():
@@ -162,23 +162,23 @@ def two_triangles(at):
 @pytest.mark.parametrize("channel", ["rgb", "alpha", "depth", "normal"])
 def test_gradients_at_outlines_are_what_the_pictures_do_when_vertices_move(channel):
     start = torch.tensor([[-0.7, -0.2, 0.3], [0.4, -0.6, 0.5], [0.3, 0.5, 0.2]], dtype=F64)
-    camera = camera_at(width=12, height=12)
-    weights = smooth_weights(3, 12)
+    camera = camera_at(width=24, height=24)
+    weights = smooth_weights(3, 24)
 
     def value(at, samples):
         seen = getattr(render_mesh(two_triangles(at), camera, samples=samples, smooth=False), channel)
         return (seen[0] * weights[: seen.shape[1]]).sum()
 
     at = start.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(value(at, 16), at)  # its error falls with the samples
-    step, exact = 0.05, torch.zeros_like(start)
+    (slope,) = torch.autograd.grad(value(at, 6), at)
+    step, exact = 0.02, torch.zeros_like(start)
     with torch.no_grad():
         for index in range(9):
             moved = torch.zeros(9, dtype=F64)
             moved[index] = step
             ahead, back = (value(start + sign * moved.reshape(3, 3), 16) for sign in (1, -1))
             exact.view(-1)[index] = (ahead - back) / (2 * step)
-    assert (slope - exact).norm() < 0.12 * exact.norm()
+    assert (slope - exact).norm() < 0.12 * exact.norm()  # the differences are of sampled pictures themselves
     with_none = torch.autograd.grad(render_mesh(two_triangles(at), camera, outlines=False).depth.sum(), at)[0]
     assert with_none.abs().sum() > 0
 
@@ -194,17 +194,17 @@ def test_what_is_hidden_has_no_outline():
 
 def test_silhouettes_alone_turn_a_ball_into_an_egg():
     vertices, faces = ball(0.5, detail=2)
-    stretch = torch.tensor([1.2, 0.8, 1.0], dtype=F64)
-    camera = turntable(2, 16, 16, distance=DISTANCE, fov_y_deg=FOV, elevation_deg=0.0, dtype=F64)
+    stretch = torch.tensor([1.3, 0.8, 1.0], dtype=F64)
+    camera = turntable(4, 24, 24, distance=DISTANCE, fov_y_deg=FOV, elevation_deg=0.0, dtype=F64)
     truth = render_mesh(Mesh(vertices * stretch, faces), camera).alpha
-    guess = torch.ones(3, dtype=F64, requires_grad=True)  # seen from the front and the back: two of them matter
-    optimizer = torch.optim.Adam([guess], lr=0.05)
-    for _ in range(24):
+    guess = torch.ones(3, dtype=F64, requires_grad=True)
+    optimizer = torch.optim.Adam([guess], lr=0.03)
+    for _ in range(60):
         loss = (render_mesh(Mesh(vertices * guess, faces), camera).alpha - truth).square().sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert_close(guess.detach()[:2], stretch[:2], atol=0.06, rtol=0)
+    assert_close(guess.detach(), stretch, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize(

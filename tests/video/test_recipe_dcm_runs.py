@@ -32,7 +32,6 @@ from fewstep.video.recipes.dcm import DCM
 from fewstep.video.recipes.target_judge import Ends
 
 
-
 @pytest.fixture(autouse=True)
 def fast_disk(monkeypatch):
     """Nobody pulls the plug in these tests."""

@@ -40,11 +40,19 @@ class Judge(ABC):
         """Return the prompts' part of the condition, on the CPU; UserError for prompts the teacher cannot read."""
 
     @abstractmethod
-    def sample(self, seen: Views, camera: Camera, cond: Cond) -> Sample:
-        """Return renders as the teacher's samples, differentiable, and the condition they are to be judged under.
+    def told(self, camera: Camera, cond: Cond) -> Cond:
+        """Return the whole condition of samples: ``cond``, the prompts' part, one row each, and what is said of views.
 
-        ``cond``: the prompts' part, one row per sample; ``camera``: ``views`` per sample, those of one adjacent.
+        ``camera``: ``views`` per sample, those of one adjacent.
         """
+
+    @abstractmethod
+    def x0(self, seen: Views, camera: Camera) -> Tensor:
+        """Return renders as the teacher's samples "b *d", differentiable."""
+
+    def sample(self, seen: Views, camera: Camera, cond: Cond) -> Sample:
+        """Return renders as the teacher's samples, and the condition they are to be judged under."""
+        return Sample(self.x0(seen, camera), self.told(camera, cond))
 
     @abstractmethod
     def pictures(self, samples: Tensor) -> Tensor:
@@ -72,9 +80,13 @@ class ViewJudge(Judge):
         """Return the prompts as tokens."""
         return self.model.encode(texts)
 
-    def sample(self, seen: Views, camera: Camera, cond: Cond) -> Sample:
-        """Return the colours in [-1, 1], and prompts and cameras."""
-        return Sample(to_samples(seen.rgb), {**cond, **self.model.seen_from(camera)})
+    def told(self, camera: Camera, cond: Cond) -> Cond:
+        """Return prompts and cameras."""
+        return {**cond, **self.model.seen_from(camera)}
+
+    def x0(self, seen: Views, camera: Camera) -> Tensor:
+        """Return the colours in [-1, 1]."""
+        return to_samples(seen.rgb)
 
     def pictures(self, samples: Tensor) -> Tensor:
         """Return the samples as colours."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -45,6 +47,23 @@ class Scene(nn.Module, ABC):
         """Return the scene's Gaussians, None where it has none."""
         return None
 
-    def regularisers(self) -> dict[str, Tensor]:
-        """Return what the last training render says against the scene itself, one number each; usually nothing."""
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return what :meth:`rebuilt` needs besides the tensors, as JSON has it."""
+
+    @classmethod
+    @abstractmethod
+    def rebuilt(cls, about: Mapping[str, Any], state: Mapping[str, Tensor]) -> Scene:
+        """Return the scene that was described, with the tensors of its ``state_dict``.
+
+        Raises KeyError, TypeError, ValueError, RuntimeError or UserError for what does not fit.
+        """
+
+    def penalties(self, rng: Rng) -> dict[str, Tensor]:
+        """Return what can be held against the scene itself after a render, named numbers with gradient; or nothing."""
         return {}
+
+
+def mean_opacity(alpha: Float[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
+    """Return the mean of sqrt(alpha^2 + 0.01): its slope is least where nothing is, and what is there stays."""
+    return (alpha.square() + 0.01).sqrt().mean()

@@ -9,18 +9,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewstep.core.data.captioned import CaptionedFolder
 from fewstep.core.data.prepared import Prepared, key_times_at
 from fewstep.core.data.problem import Decoder, pipeline_problem
 from fewstep.core.data.prompts import read_prompts
 from fewstep.core.data.shown import Shown, encode_captions, shown_prompts, shown_rows
-from fewstep.core.data.source import Latents, Texts, TextSource, blank_source
+from fewstep.core.data.source import Latents, Texts, TextSource, blank_source, unique
 from fewstep.core.domain import Problem
 from fewstep.core.errors import check
-from fewstep.core.image.pictures import Folder
+from fewstep.core.image.pictures import Folder, Part
 from fewstep.core.models.loading import DTYPES, Teacher
 from fewstep.core.models.settings import open_teacher
 from fewstep.core.process import Process
 from fewstep.core.recipe import RoleSpec
+from fewstep.video.appearance.captions import Encoder, ToldCaptions, caption_encoder
+from fewstep.video.appearance.discriminator import FrameDiscriminator
 from fewstep.video.clip_source import EncodedClips, open_clips
 from fewstep.video.evaluation import VideoMetrics
 from fewstep.video.frame_decoder import FrameDecoder
@@ -50,7 +53,10 @@ class VideoDomain:
         teacher = find_teacher(config, weights=torch.device(device).type != "meta")
         decoder = Decoder(teacher, config.model, device)
         samples, shown = load_samples(config, teacher, decoder.encode, device)
-        source = with_images(config, teacher, samples, device)
+        encoder = find_encoder(config, teacher, samples.texts, specs, device)
+        if encoder is not None:
+            samples.texts = ToldCaptions(samples.texts, encoder)
+        source = with_images(config, teacher, samples, device, encoder)
         metrics = VideoMetrics(config.evaluation, teacher.size, decoder.decode, shown=shown, teacher=teacher)
         decode = Remembered(decoder.decode)
 
@@ -74,7 +80,8 @@ class VideoDomain:
             seed=seed,
             device=device,
         )
-        if any(spec.name == "discriminator" and spec.build is not None for spec in specs):
+        if judges_frames(specs):
+            check_told(problem.actors.roles["discriminator"], encoder)
             check(
                 "vae" not in config.model.offload,
                 "domain.model.offload: gradients of frames flow through the autoencoder: leave 'vae' out",
@@ -95,6 +102,34 @@ def find_teacher(config: VideoConfig, *, weights: bool = True) -> Teacher:
         f"teacher '{config.teacher}' is a {teacher.folder.pipeline}, which makes images: use the domain image",
     )
     return teacher
+
+
+def judges_frames(specs: Sequence[RoleSpec]) -> bool:
+    """Return whether a recipe has a discriminator of single frames."""
+    return any(spec.name == "discriminator" and spec.build is not None for spec in specs)
+
+
+def find_encoder(
+    config: VideoConfig, teacher: Teacher, texts: Texts, specs: Sequence[RoleSpec], device: torch.device | str
+) -> Encoder | None:
+    """Return what embeds captions for the discriminator of frames, None where it is told none.
+
+    UserError for recipes without that discriminator.
+    """
+    if not config.captions:
+        return None
+    check(judges_frames(specs), "domain.captions: this recipe judges no single frames: leave it out")
+    return caption_encoder(config.captions, teacher, texts.conditions([0]), device, DTYPES[config.model.dtype])
+
+
+def check_told(discriminator: object, encoder: Encoder | None) -> None:
+    """Raise UserError unless the discriminator is told captions as wide as those there are."""
+    assert isinstance(discriminator, FrameDiscriminator)
+    told, field = discriminator.told, "recipe.appearance.discriminator.caption"
+    if encoder is None:
+        check(told == 0, f"{field} is {told} and domain.captions is missing: name a CLIP text model, or set it to 0")
+    else:
+        check(told == encoder.width, f"domain.captions embeds in {encoder.width} numbers: set {field}={encoder.width}")
 
 
 def load_samples(
@@ -127,18 +162,32 @@ def load_samples(
 
 
 def with_images(
-    config: VideoConfig, teacher: Teacher, clips: TextSource, device: torch.device | str
+    config: VideoConfig,
+    teacher: Teacher,
+    clips: TextSource,
+    device: torch.device | str,
+    encoder: Encoder | None = None,
 ) -> TextSource | WithImages:
-    """Return the source with pictures of the image set in every batch, where one is configured."""
+    """Return the source with pictures of the image set in every batch, where one is configured.
+
+    ``encoder``: of their captions, without which they come alone.
+    """
     images = config.images
     if not images.path:
         return clips
     if torch.device(device).type == "meta":
-        return WithImages(clips, BlankPictures(teacher.size), teacher.size, images.each)
+        blank = None if encoder is None else encoder.encode([""])
+        return WithImages(clips, BlankPictures(teacher.size), teacher.size, images.each, blank)
     root = Path(images.path).expanduser()
     # no smaller than the frame fits into: what is left is cropped away
     pictures = Folder(root, 3, max(teacher.size.height, teacher.size.width), images.max_bad_share)
-    return WithImages(clips, pictures, teacher.size, images.each)
+    if encoder is None:
+        return WithImages(clips, pictures, teacher.size, images.each)
+    captioned = CaptionedFolder(root, max_bad_share=images.max_bad_share)
+    captions, rows = unique([captioned.caption(index) for index in range(len(captioned))])
+    place = {file: index for index, file in enumerate(pictures.files)}
+    known = Part(pictures, [place[file] for file in captioned.files])
+    return WithImages(clips, known, teacher.size, images.each, encoder.encode(captions)[rows])
 
 
 DOMAIN = VideoDomain()

@@ -76,14 +76,18 @@ class VideoConfig:
 
     ``teacher``: a text-to-video pipeline: the shipped ``world``, a folder with ``model_index.json``, a hub id, or
     ``tiny:wan`` and the like for random weights. ``images``: how frames are to look, where that is not how the clips
-    look. ``evaluation``: what students are measured against. ``watch``: what is done about a collapse. ``fps``: of
-    previews. ``eval_prompts``: a file of prompts to look at students under (empty: those of the data).
+    look. ``captions``: what tells the frame discriminator the captions of clips and pictures: a CLIP text model, a
+    folder or a hub id, or ``teacher``, whose own text encoder does (empty: it is told none;
+    ``recipe.appearance.discriminator.caption`` is the width). ``evaluation``: what students are measured against.
+    ``watch``: what is done about a collapse. ``fps``: of previews. ``eval_prompts``: a file of prompts to look at
+    students under (empty: those of the data).
     """
 
     teacher: str = ""
     model: ModelConfig = ModelConfig()
     data: VideoDataConfig
     images: ImageSetConfig = ImageSetConfig()
+    captions: str = ""
     evaluation: EvaluationConfig = EvaluationConfig()
     watch: WatchConfig = WatchConfig()
     fps: float = 8.0

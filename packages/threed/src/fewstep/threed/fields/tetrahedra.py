@@ -124,10 +124,10 @@ def _crossings(sdf: Float[Tensor, "x y z"]) -> _Crossings:
     inside = sdf < 0
     if not bool(inside.any()) or bool(inside.all()):
         side = "below" if bool(inside.any()) else "at or above"
-        low, high = float(sdf.min()), float(sdf.max())
+        least, most = float(sdf.min()), float(sdf.max())
         raise UserError(
-            f"no surface to make a mesh of: the field stays {side} 0 (it spans {low:.3g} to {high:.3g}); train longer, "
-            "or mesh with ensure_surface"
+            f"no surface to make a mesh of: the field stays {side} 0 (it spans {least:.3g} to {most:.3g}); train "
+            "longer, or mesh with ensure_surface"
         )
     nx, ny, nz = sdf.shape
     number = torch.arange(sdf.numel(), device=sdf.device).reshape(sdf.shape)

@@ -43,7 +43,9 @@ class Pictures:
         for row, number in enumerate(index):
             if not self._there[number]:
                 one = camera.select(row, row + 1)
-                seen = render(self._solid(number // self.views), one.world_to_camera, one.intrinsics, self.size, self.size)
+                seen = render(
+                    self._solid(number // self.views), one.world_to_camera, one.intrinsics, self.size, self.size
+                )
                 self._kept[number] = (seen.rgb[0] * 255).round().byte()
                 self._there[number] = True
         return self._kept[list(index)].float() / 255

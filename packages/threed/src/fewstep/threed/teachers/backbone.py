@@ -40,7 +40,7 @@ class Words(nn.Module):
         check(len(set(words)) == len(words) > 0, "a vocabulary needs words, each once")
         self.words, self.length = tuple(words), length
         self.table = nn.Embedding(len(words) + 1, width)
-        self.places = nn.Parameter(0.02 * torch.randn(length, width))
+        self.places = nn.Parameter(nn.init.normal_(torch.empty(length, width), std=0.02))
 
     def tokens(self, texts: Sequence[str]) -> Int[Tensor, "b n"]:
         """Return prompts as tokens; UserError for a word that is not known, and for too many."""
@@ -78,10 +78,8 @@ class ViewBackbone(TimedBackbone):
         super().__init__()
         config = unet.config
         check(config.class_embed_type == "projection", "a view network needs class_embed_type 'projection'")
-        check(
-            config.projection_class_embeddings_input_dim == CAMERA_NUMBERS,
-            f"a view network reads {CAMERA_NUMBERS} numbers of a camera, this one {config.projection_class_embeddings_input_dim}",
-        )
+        numbers = config.projection_class_embeddings_input_dim
+        check(numbers == CAMERA_NUMBERS, f"a view network reads {CAMERA_NUMBERS} numbers of a camera, not {numbers}")
         check(config.in_channels % patch**2 == 0, f"{config.in_channels} channels are no blocks of {patch}x{patch}")
         self.unet, self.words, self.patch = unet, words, patch
         self.extra_inputs = None
@@ -180,7 +178,9 @@ class ViewBackbone(TimedBackbone):
         try:
             words, length, patch = [str(w) for w in about["words"]], int(about["length"]), int(about["patch"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / WORDS_FILE}: says no words, length and patch; export the teacher again") from error
+            raise UserError(
+                f"{folder / WORDS_FILE}: says no words, length and patch; export the teacher again"
+            ) from error
         try:
             state = load_file(folder / TABLE_FILE)
         except (OSError, SafetensorError) as error:
@@ -188,7 +188,9 @@ class ViewBackbone(TimedBackbone):
         try:
             unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, local_files_only=True)
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{folder / 'unet'}: cannot be loaded ({str(error)[:120]}); export the teacher again") from None
+            raise UserError(
+                f"{folder / 'unet'}: cannot be loaded ({str(error)[:120]}); export the teacher again"
+            ) from None
         table = Words(words, length, unet.config.cross_attention_dim)
         found = {name: tuple(value.shape) for name, value in state.items()}
         expected = {name: tuple(value.shape) for name, value in table.state_dict().items()}

@@ -1,11 +1,11 @@
-"""A view- and prompt-conditioned image model as a folder: network, words, scheduler, and the cameras it was made for."""
+"""A view- and prompt-conditioned image model as a folder: network, words, scheduler, and the cameras it knows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -19,25 +19,36 @@ from fewstep.core.recipe import StepPlan
 from fewstep.threed.cameras import Camera, ViewRanges
 from fewstep.threed.cameras.conventions import mvdream_condition
 from fewstep.threed.teachers.backbone import CAMERA, TOKENS, ViewBackbone
+from fewstep.threed.teachers.multi_view import JointBackbone
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 ABOUT = "view_model.json"
+Kind = Literal["pictures", "maps"]
+CHANNELS: dict[Kind, int] = {"pictures": 3, "maps": 4}
+MOST_VIEWS = 64
 KEPT = ("azimuth_deg", "elevation_deg", "fov_y_deg", "relative_distance")
 
 
 @dataclass(frozen=True)
 class ViewModel:
-    """A denoiser of pictures "3 size size" in [-1, 1], its scheduler's config, and the cameras it knows."""
+    """A denoiser of pictures "3 size size" in [-1, 1], its scheduler's config, and the cameras it knows.
+
+    ``views``: that it sees jointly, "v 3 size size" (1: each alone, without that axis). ``kind`` ``maps``: its samples
+    are maps of geometry of 4 channels, not pictures.
+    """
 
     denoiser: NetworkDenoiser
     scheduler: Mapping[str, Any]
     cameras: ViewRanges
     size: int
+    views: int = 1
+    kind: Kind = "pictures"
 
     @property
     def backbone(self) -> ViewBackbone:
-        """The network."""
+        """The network of single views."""
         backbone = self.denoiser.backbone
+        backbone = backbone.inner if isinstance(backbone, JointBackbone) else backbone
         assert isinstance(backbone, ViewBackbone)
         return backbone
 
@@ -71,7 +82,9 @@ def find_folder(name: str) -> Path:
         if (folder / ABOUT).is_file():
             return folder
     if (given / "checkpoints").is_dir():
-        raise UserError(f"teacher '{name}': this run has exported nothing yet; run `fewstep threed export {name}` first")
+        raise UserError(
+            f"teacher '{name}': this run has exported nothing yet; run `fewstep threed export {name}` first"
+        )
     if given.exists():
         raise UserError(f"teacher '{name}': no {ABOUT} there; give a folder that a view model was exported to")
     raise UserError(f"no teacher '{name}': give the path of a folder, or a name ({nearest(name, shipped_models())})")
@@ -83,11 +96,19 @@ def load_model(name: str) -> ViewModel:
     about, scheduler = read_json(folder / ABOUT), read_scheduler(folder)
     process, scaling = reading(scheduler)
     try:
-        cameras = ViewRanges(**{name: tuple(map(float, about["cameras"][name])) for name in KEPT})
-        size = int(about["size"])
+        kept: dict[str, Any] = {name: tuple(map(float, about["cameras"][name])) for name in KEPT}
+        cameras = ViewRanges(**kept)
+        size, views, kind = int(about["size"]), int(about.get("views", 1)), about.get("kind", "pictures")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / ABOUT}: says no cameras and size; export the teacher again") from error
-    return ViewModel(NetworkDenoiser(ViewBackbone.load(folder), process, scaling), scheduler, cameras, size)
+    kinds = get_args(Kind)
+    check(kind in kinds, f"{folder / ABOUT}: kind '{kind}' is none of {', '.join(kinds)}; upgrade fewstep")
+    check(1 <= views <= MOST_VIEWS, f"{folder / ABOUT}: {views} views at once; between 1 and {MOST_VIEWS} are read")
+    backbone = ViewBackbone.load(folder)
+    channels, needed = backbone.unet.config.in_channels // backbone.patch**2, CHANNELS[kind]
+    check(channels == needed, f"{folder / 'unet'}: its samples have {channels} channels, {kind} have {needed}")
+    network = JointBackbone(backbone, views) if views > 1 or kind == "maps" else backbone
+    return ViewModel(NetworkDenoiser(network, process, scaling), scheduler, cameras, size, views, kind)
 
 
 def export_model(
@@ -102,6 +123,7 @@ def export_model(
     """Write a view model into ``folder``, replacing what was there; ``half``: its weights in half precision."""
     denoiser, plan, _ = unwrap(student, plan)
     backbone = merge(denoiser.backbone)
+    backbone = backbone.inner if isinstance(backbone, JointBackbone) else backbone
     if not isinstance(backbone, ViewBackbone):
         raise UserError(f"export: a {type(backbone).__name__} is no view network")
     cameras = {name: list(value) for name, value in asdict(made_for.cameras).items() if name in KEPT}
@@ -109,20 +131,32 @@ def export_model(
         (backbone.half() if half else backbone).save(aside)
         (aside / "scheduler").mkdir()
         write_json(aside / "scheduler" / SCHEDULER_FILE, dict(made_for.scheduler))
-        write_json(aside / ABOUT, {"size": made_for.size, "cameras": cameras})
+        about = {"size": made_for.size, "views": made_for.views, "kind": made_for.kind, "cameras": cameras}
+        write_json(aside / ABOUT, about)
         write_plan(aside, plan, card)
         facts = facts_table(card)
-        text = f"# {card.get('name', 'view model')}\n\nPictures of a prompt from a camera.\n\n| | |\n|---|---|\n{facts}\n"
+        text = (
+            f"# {card.get('name', 'view model')}\n\nPictures of a prompt from a camera.\n\n| | |\n|---|---|\n{facts}\n"
+        )
         (aside / "README.md").write_text(text, encoding="utf-8")
 
 
 def fresh_model(
-    words: Sequence[str], scheduler: Mapping[str, Any], cameras: ViewRanges, size: int, seed: int, **network: Any
+    words: Sequence[str],
+    scheduler: Mapping[str, Any],
+    cameras: ViewRanges,
+    size: int,
+    seed: int,
+    *,
+    views: int = 1,
+    kind: Kind = "pictures",
+    **network: Any,
 ) -> ViewModel:
     """Return an untrained view model; ``network``: arguments of :meth:`ViewBackbone.make`."""
     process, scaling = reading(dict(scheduler))
-    backbone = ViewBackbone.make(words, size=size, seed=seed, **network)
-    return ViewModel(NetworkDenoiser(backbone, process, scaling), scheduler, cameras, size)
+    single = ViewBackbone.make(words, size=size, seed=seed, channels=CHANNELS[kind], **network)
+    backbone = JointBackbone(single, views) if views > 1 or kind == "maps" else single
+    return ViewModel(NetworkDenoiser(backbone, process, scaling), scheduler, cameras, size, views, kind)
 
 
 def to_samples(rgb: Tensor) -> Tensor:
@@ -133,5 +167,3 @@ def to_samples(rgb: Tensor) -> Tensor:
 def to_rgb(samples: Tensor) -> Tensor:
     """Return a view model's samples as colours in [0, 1], values outside cut off."""
     return ((samples + 1) / 2).clamp(0, 1)
-
-

@@ -1,10 +1,10 @@
-"""What the discriminator of frames is told of captions: embeddings by a CLIP text model the user gives."""
+"""What the discriminator of frames is told of captions: embeddings by a CLIP text model, or by the teacher's own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -12,13 +12,25 @@ from torch import Tensor
 
 from fewstep.core.data.source import Texts
 from fewstep.core.denoiser import Cond
-from fewstep.core.errors import UserError
-from fewstep.core.models.files import quiet
+from fewstep.core.errors import UserError, check
+from fewstep.core.models.files import quiet, read_json
+from fewstep.core.models.loading import Teacher
 from fewstep.core.tensors import precise
 from fewstep.video.appearance.frozen import find_model, load_whole
 
 TYPES = ("clip", "clip_text_model")
+TEACHER = "teacher"  # instead of a path: the teacher's text encoder
+FIELD = "domain.captions"
 BATCH = 64
+
+
+class Encoder(Protocol):
+    """Embeds captions: ``width`` numbers each, of root mean square 1."""
+
+    width: int
+
+    def encode(self, captions: Sequence[str]) -> Float[Tensor, "n e"]:
+        """Return the embeddings, float32 on the CPU."""
 
 
 class CaptionEncoder:
@@ -28,7 +40,7 @@ class CaptionEncoder:
     model, and for one without all of its weights in safetensors.
     """
 
-    def __init__(self, path: str, field: str = "domain.captions") -> None:
+    def __init__(self, path: str, field: str = FIELD) -> None:
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
         folder = find_model(path, TYPES, field)
@@ -49,8 +61,63 @@ class CaptionEncoder:
     def _batch(self, captions: Sequence[str]) -> Tensor:
         length = int(self.model.config.max_position_embeddings)
         tokens = self.tokenizer(list(captions), padding=True, truncation=True, max_length=length, return_tensors="pt")
-        found = precise(self.model(**tokens).text_embeds)
-        return found / found.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
+        return _unit(precise(self.model(**tokens).text_embeds))
+
+
+class TeacherEncoder:
+    """Embeddings of captions by the teacher's text encoder: the mean over the tokens of ``prompt_embeds``.
+
+    ``cond``: some prompts encoded already. Raises UserError for a teacher whose prompts are told otherwise.
+    """
+
+    def __init__(self, teacher: Teacher, cond: Cond, device: torch.device | str, dtype: torch.dtype) -> None:
+        self.teacher, self.device, self.dtype = teacher, device, dtype
+        embeds = cond.get("prompt_embeds")
+        if embeds is None or embeds.ndim != 3:
+            raise UserError(f"{FIELD}: a {teacher.family.name} teacher has no embeddings of tokens: name a CLIP model")
+        self.width = int(embeds.shape[-1])
+
+    def encode(self, captions: Sequence[str]) -> Float[Tensor, "n e"]:
+        """Return the embeddings; padding that the teacher masks is left out."""
+        if not captions:
+            return torch.zeros(0, self.width)
+        cond = self.teacher.encode(captions, self.device, self.dtype).cond
+        embeds = precise(cond["prompt_embeds"])
+        masks = [value for name, value in cond.items() if name.endswith("mask") and value.shape == embeds.shape[:2]]
+        seen = masks[0].to(embeds.dtype) if masks else torch.ones(embeds.shape[:2])
+        return _unit((embeds * seen[:, :, None]).sum(1))
+
+
+class BlankEncoder:
+    """Embeddings of zeros: where only their shape matters."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def encode(self, captions: Sequence[str]) -> Float[Tensor, "n e"]:
+        """Return zeros."""
+        return torch.zeros(len(captions), self.width)
+
+
+def _unit(x: Float[Tensor, "n e"]) -> Float[Tensor, "n e"]:
+    return x / x.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
+
+
+def caption_encoder(path: str, teacher: Teacher, cond: Cond, device: torch.device | str, dtype: torch.dtype) -> Encoder:
+    """Return what embeds captions: ``teacher``, or the CLIP text model of a folder or a hub id.
+
+    ``cond``: some prompts as the teacher encodes them. On the device meta no weights are read. UserError as in
+    :class:`CaptionEncoder` and :class:`TeacherEncoder`.
+    """
+    shapes = torch.device(device).type == "meta"
+    if path == TEACHER:
+        found = TeacherEncoder(teacher, cond, device, dtype)
+        return BlankEncoder(found.width) if shapes else found
+    if not shapes:
+        return CaptionEncoder(path)
+    width = read_json(find_model(path, TYPES, FIELD, weights=False) / "config.json").get("projection_dim")
+    check(isinstance(width, int) and 0 < width <= 2**16, f"{FIELD}: {path} does not say its projection_dim")
+    return BlankEncoder(int(width))  # type: ignore[arg-type]
 
 
 class ToldCaptions:
@@ -59,7 +126,7 @@ class ToldCaptions:
     For training only: students are sampled without it. Each different caption is encoded once, when first needed.
     """
 
-    def __init__(self, texts: Texts, encoder: CaptionEncoder) -> None:
+    def __init__(self, texts: Texts, encoder: Encoder) -> None:
         self.texts, self.encoder = texts, encoder
 
     @property

@@ -151,6 +151,13 @@ class FrameDiscriminator(nn.Module):
         self._held = (backbone,)  # a tuple is not registered: whoever made a frozen backbone moves it
 
     @property
+    def told(self) -> int:
+        """Numbers in the embedding of a caption it is told; 0: it is told none."""
+        head = self.heads[0]
+        assert isinstance(head, FrameHead)
+        return 0 if head.caption is None else head.caption.in_features
+
+    @property
     def side(self) -> int:
         """The backbone's, see there."""
         return self._held[0].side

@@ -91,15 +91,20 @@ def frozen_backbone(name: FrozenName, path: str, blocks: Sequence[int] = ()) -> 
     return FrozenBackbone(model, blocks, side, *(IMAGENET if name == "dinov2" else (MEAN, STD)))
 
 
-def find_model(path: str, types: Sequence[str], field: str) -> Path:
-    """Return the folder of a model of ``transformers`` of one of ``types``; UserError, which names ``field``."""
+def find_model(path: str, types: Sequence[str], field: str, *, weights: bool = True) -> Path:
+    """Return the folder of a model of ``transformers`` of one of ``types``; UserError, which names ``field``.
+
+    ``weights``: whether they are needed, too, or the configuration is enough.
+    """
     given = Path(path).expanduser()
-    folder = given if given.exists() else download(path, what=field)
+    folder = given if given.exists() else download(path, weights=weights, what=field)
     check((folder / "config.json").is_file(), f"{field}: {folder} holds no config.json: give the folder of a model")
     config = read_json(folder / "config.json")
     found = config.get("model_type")
     check(found in types, f"{field}: {folder} holds a {found}, and {' or '.join(types)} is asked for")
     check("auto_map" not in config, f"{field}: {folder} asks for code of its own, which is never run")
+    if not weights:
+        return folder
     try:
         check_weights(folder)
     except UserError as error:
