@@ -64,11 +64,14 @@ def test_relocation_keeps_count_and_picture():
     cloud = with_dead()
     made, fresh = relocated(cloud, RNG)
     view = (*cameras(2, 24, 24), 24, 24)
-    before, after = (render(each, *view)[1] for each in (cloud, made))
+    copied = replace(cloud, means=made.means, log_scales=cloud.log_scales, quaternions=made.quaternions)
+    copied = replace(copied, opacity_logits=cloud.opacity_logits.masked_fill(cloud.opacities < 0.005, 1))
+    before, after, naive = (render(each, *view)[1] for each in (cloud, made, copied))
     assert len(made) == len(cloud)
     assert (made.opacities > 0.005).all()
-    assert (before - after).abs().mean() < 0.01 * before.mean() + 2e-3
+    assert (before - after).abs().mean() < 0.06 * before.mean()
     assert (before - after).abs().max() < 0.1
+    assert (before - after).abs().mean() < 0.25 * (before - naive).abs().mean()
     untouched = ~fresh
     for name in cloud.__dataclass_fields__:
         assert torch.equal(getattr(made, name)[untouched], getattr(cloud, name)[untouched]), name
@@ -247,7 +250,7 @@ def test_bad_input():
     parameters, _ = model(with_dead())
     with pytest.raises(UserError, match="no group for 'means' alone"):
         ChainGrowth(parameters, torch.optim.SGD(parameters.parameters(), lr=1.0))
-    with pytest.raises(UserError, match="rates of means: must be of means, scales"):
+    with pytest.raises(UserError, match="rates of means: must be of means, opacities"):
         parameter_groups(parameters, {"means": 1.0})
     with pytest.raises(UserError, match="no Gaussians to grow from"):
         grown(scene(0), 3, RNG)

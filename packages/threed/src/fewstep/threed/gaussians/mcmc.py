@@ -35,7 +35,7 @@ def split_in_place(
     # the integral of 1 - (1 - o g)^N over a line, where that of g^j is 1 / sqrt(j) of g's
     power = torch.arange(1, MOST + 1, device=old.device)
     binomials = torch.tensor([[math.comb(n, j) for j in range(1, MOST + 1)] for n in range(MOST + 1)])
-    signed = binomials.double().to(old.device)[count] * (1 - 2 * ((power + 1) % 2)) / power.sqrt()
+    signed = binomials.double().to(old.device)[count] * (1 - 2 * ((power + 1) % 2)) / power.double().sqrt()
     integral = (signed * new[:, None] ** power).sum(dim=-1)
     return new.to(opacities.dtype), (scales * (old / integral)[:, None]).to(scales.dtype)
 
