@@ -84,7 +84,7 @@ def look_up(texture: Float[Tensor, "c h w"], uv: Float[Tensor, "n 2"]) -> Float[
 
 
 def _charts(mesh: Mesh, size: int, padding: int) -> Atlas:
-    import xatlas
+    import xatlas  # type: ignore[import-not-found, unused-ignore]
 
     made = xatlas.Atlas()
     made.add_mesh(mesh.vertices.detach().cpu().float().contiguous().numpy(), mesh.faces.cpu().numpy().astype(np.uint32))

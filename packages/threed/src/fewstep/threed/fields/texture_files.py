@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +33,33 @@ def export_textured(mesh: TexturedMesh, path: Path) -> list[Path]:
     contents = _glb(mesh, image, path) if suffix == ".glb" else _obj(mesh, image, path)
     for file, content in contents.items():
         try:
-            write_whole(file, lambda aside, content=content: aside.write_bytes(content))  # type: ignore[misc]
+            write_whole(file, partial(_put, content))
         except OSError as error:
             raise UserError(f"{file}: cannot be written ({error.strerror}); choose another place") from None
     return list(contents)
 
 
-def _glb(mesh: TexturedMesh, image: Image.Image, path: Path) -> dict[Path, bytes]:
-    from trimesh.visual.material import PBRMaterial
+def _put(content: bytes, file: Path) -> None:
+    file.write_bytes(content)
 
-    material = PBRMaterial(name=path.stem, baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0)
+
+def _glb(mesh: TexturedMesh, image: Image.Image, path: Path) -> dict[Path, bytes]:
+    from trimesh.visual import material as materials
+
+    make: Any = materials.PBRMaterial
+    material = make(name=path.stem, baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0)
     return {path: bytes(_made(mesh, material).export(file_type="glb", include_normals=True))}
 
 
 def _obj(mesh: TexturedMesh, image: Image.Image, path: Path) -> dict[Path, bytes]:
-    from trimesh.exchange.obj import export_obj
-    from trimesh.visual.material import SimpleMaterial
+    from trimesh.exchange import obj
+    from trimesh.visual import material as materials
 
-    shown = SimpleMaterial(image=image, diffuse=[255, 255, 255, 255], ambient=[0, 0, 0, 255], specular=[0, 0, 0, 255])
+    make: Any = materials.SimpleMaterial
+    write: Any = obj.export_obj
+    shown = make(image=image, diffuse=[255, 255, 255, 255], ambient=[0, 0, 0, 255], specular=[0, 0, 0, 255])
     shown.name = path.stem
-    text = export_obj(_made(mesh, shown), include_normals=True, include_color=False, mtl_name=f"{path.stem}.mtl")
+    text = write(_made(mesh, shown), include_normals=True, include_color=False, mtl_name=f"{path.stem}.mtl")
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     material = (
@@ -67,10 +75,11 @@ def _obj(mesh: TexturedMesh, image: Image.Image, path: Path) -> dict[Path, bytes
 def _made(mesh: TexturedMesh, material: Any) -> Any:
     import trimesh
 
+    visual: Any = trimesh.visual.TextureVisuals
     return trimesh.Trimesh(
         mesh.vertices.detach().cpu().double().numpy(),
         mesh.faces.cpu().numpy(),
         vertex_normals=mesh.normals.detach().cpu().double().numpy(),
-        visual=trimesh.visual.TextureVisuals(uv=mesh.uv.detach().cpu().double().numpy(), material=material),
+        visual=visual(uv=mesh.uv.detach().cpu().double().numpy(), material=material),
         process=False,
     )
