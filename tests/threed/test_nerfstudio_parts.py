@@ -123,6 +123,24 @@ def test_a_step_is_the_step_of_cores_loop(domain):
         torch.testing.assert_close(mine.grad, theirs.grad)
 
 
+def test_what_the_scene_has_against_itself_is_weighted_as_in_cores_loop(domain):
+    scene = SceneConfig(kind="neus", planes=(8, 4), sections=8, opacity=0.5, eikonal=0.25)
+    config, recipe = replace(domain, scene=scene), SDSConfig()
+    training = SceneTraining(config, recipe, 5, "cpu")
+    losses = training.losses(training.cameras(0, SAMPLES), 0)
+    assert sorted(losses) == ["student/eikonal", "student/opacity", "student/sds"]
+
+    problem = build_scene(config, SDS.role_specs(recipe), 5, "cpu")
+    rng = Rng(5, 0, tuple(range(SAMPLES)), "student", "cpu", SAMPLES)
+    problem.actors.generate(problem.data.batch(rng, "cpu"), rng)
+    for name, value in problem.actors.penalties(rng.fork("penalties")).items():
+        torch.testing.assert_close(losses[f"student/{name}"], value)
+    assert (
+        SceneTraining(replace(config, scene=replace(scene, opacity=0.0, eikonal=0.0)), recipe, 5, "cpu").penalties(rng)
+        == {}
+    )
+
+
 def test_the_cameras_given_are_the_cameras_seen_from(domain):
     training = SceneTraining(domain, SDSConfig(), 0, "cpu")
     one, other = training.cameras(0, SAMPLES), training.cameras(1, SAMPLES)

@@ -202,3 +202,12 @@ def test_recipes_optimise_a_scene_by_several_views_at_once(kind, method, setting
     run = tmp_path / "run"
     assert threed("train", "--config", f"{method}-solids", "--out", run, *given, "train.teacher_steps=2") == 0
     assert any("eval" in name for row in read_metrics(run) for name in row)
+
+
+def test_a_generator_listens_to_single_joint_and_geometry_teachers_at_once(pipeline, tmp_path):
+    judges = f"{{mv: {pipeline}, rd: {view_folder(tmp_path / 'm', 2, 'maps')}}}"
+    given = (f"domain.teachers={judges}", "domain.prompts=a red cone", "domain.planes.field.normals=true", *QUIET)
+    asked = ("domain.teacher=tiny:sd", *given, "domain.judge.views=2", "train.steps=1", "train.batch=1")
+    assert threed("train", "--config", "prd-solids", "--out", tmp_path / "run", *asked) == 0
+    logged = read_metrics(tmp_path / "run")[0]
+    assert all(logged[f"loss/student/{name}"] > 0 for name in ("teacher", "mv", "rd"))

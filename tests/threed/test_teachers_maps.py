@@ -100,8 +100,9 @@ def test_a_folder_of_maps_is_a_judge_of_geometry(views, tmp_path):
 
 def test_scenes_without_normals_and_cameras_within_are_refused():
     judge, camera = view_judge(view_model(1, "maps")), camera_at((0.0, 0.0))
+    seen = GaussianScene.ball(20, 0.5, 0, seed=0).views(camera)
     with pytest.raises(UserError, match="no normals"):
-        judge.x0(GaussianScene.ball(20, 0.5, 0, seed=0).views(camera), camera)
+        judge.x0(replace(seen, normal=torch.zeros_like(seen.normal)), camera)
     near = camera_at((0.0, 0.0), distance=1.5)
     with pytest.raises(UserError, match="inside the object"):
         judge.x0(replace(true_views("a red cone", camera)), near)

@@ -131,10 +131,10 @@ def _crossings(sdf: Float[Tensor, "x y z"]) -> _Crossings:
         )
     nx, ny, nz = sdf.shape
     number = torch.arange(sdf.numel(), device=sdf.device).reshape(sdf.shape)
-    low = inside[:-1, :-1, :-1]
-    mixed = torch.zeros_like(low)
+    lowest = inside[:-1, :-1, :-1]
+    mixed = torch.zeros_like(lowest)
     for dx, dy, dz in ((x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)):
-        mixed |= inside[dx : nx - 1 + dx, dy : ny - 1 + dy, dz : nz - 1 + dz] != low
+        mixed |= inside[dx : nx - 1 + dx, dy : ny - 1 + dy, dz : nz - 1 + dz] != lowest
     cells = number[:-1, :-1, :-1][mixed]
     strides = torch.tensor([ny * nz, nz, 1], device=sdf.device)
     corners = cells[:, None, None] + (_tetrahedra().to(sdf.device) * strides).sum(-1)  # [cells, 6, 4]

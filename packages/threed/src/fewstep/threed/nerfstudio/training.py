@@ -86,9 +86,12 @@ class SceneTraining:
             if not phase.due(step):
                 continue
             self.cast.enter(phase.name)
-            terms = self.recipe.loss(phase.name, batch, self.draws(step, samples, phase.name), step)
+            rng = self.draws(step, samples, phase.name)
+            terms = self.recipe.loss(phase.name, batch, rng, step)
             for name, value in terms.terms.items():
                 found[f"{phase.name}/{name}"] = terms.weights.get(name, 1.0) * value.mean()
+            if "student" in phase.trains:
+                found |= {f"{phase.name}/{name}": value for name, value in self.penalties(rng).items()}
         for phase in self.phases:
             for _, parameter in self.cast.parameters(phase.name):
                 parameter.requires_grad_(True)  # the backward pass that follows is of all phases
@@ -97,6 +100,15 @@ class SceneTraining:
                 raise TrainingError(f"step {step}: the loss '{name}' is not finite: lower the learning rate")
         # a step without a phase: nothing moves
         return found or {"none": torch.zeros((), device=self.device, requires_grad=True)}
+
+    def penalties(self, rng: Rng) -> dict[str, Tensor]:
+        """Return what the scene has against itself after a render, weighted; nothing where no weight is set."""
+        scene = self.config.scene
+        weights = {"opacity": scene.opacity, "eikonal": scene.eikonal}
+        if not any(weights.values()):
+            return {}
+        own = self.scene.penalties(rng.fork("penalties"))
+        return {name: weights[name] * value for name, value in own.items() if weights[name] > 0}
 
     def generate(self, batch: Batch, rng: Rng) -> tuple[Tensor, Cond]:
         """Return renders from the batch's cameras as the judge's samples, and what they are judged under."""

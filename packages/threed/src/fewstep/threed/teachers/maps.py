@@ -18,8 +18,8 @@ from fewstep.threed.views import Views
 CHANNELS = 4
 REACH = math.sqrt(3)  # half the diagonal of the cube scenes are in
 NO_NORMALS = (
-    "this scene renders no normals, and the teacher judges them: use domain.scene.kind neus or volsdf, "
-    "or a generator of planes"
+    "this scene renders no normals, and the teacher judges them: use domain.scene.kind neus or volsdf; for a generator "
+    "of planes set domain.planes.field.normals"
 )
 
 
