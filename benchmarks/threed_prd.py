@@ -1,9 +1,8 @@
 """Train a feed-forward student of the world of solids by PRD, from prompts alone, and measure it.
 
-    python benchmarks/threed_prd.py OUT [--teacher exact|solids|FOLDER] [--steps 1500] [--batch 4] [key=value ...]
+    python benchmarks/threed_prd.py OUT [--teacher exact|solids|FOLDER] [--steps 1500] [--batch 4]
 
 ``exact`` knows the true pictures: a proof of the method without a network's mistakes. Any other name is a view model's.
-Overrides are those of `fewstep train`, for the sections recipe, train and optim.
 """
 
 from __future__ import annotations
@@ -22,22 +21,20 @@ from fewstep.core.sampling import run_plan
 from fewstep.core.times import TimeConfig
 from fewstep.core.training.loop import train
 from fewstep.core.training.settings import EMAConfig, OptimConfig, RunConfig, TrainConfig
-from fewstep.threed.cameras import random_views
-from fewstep.threed.exact_teacher import ExactJudge
 from fewstep.threed.feedforward import build_planes
 from fewstep.threed.judges import Judge, ViewJudge
 from fewstep.threed.planes.model import PlanesConfig
 from fewstep.threed.recipes.prd import PRD, PRDConfig, TeacherConfig
 from fewstep.threed.settings import SOLIDS_CAMERAS
 from fewstep.threed.shapes.named import named_prompts
+from fewstep.threed.teachers.exact import ExactJudge
 from fewstep.threed.teachers.view_model import load_model
 
 
-def judge_of(name: str, prompts: list[str], cameras: int, size: int) -> Judge:
+def judge_of(name: str, size: int) -> Judge:
     """Return the teacher of a name."""
     if name == "exact":
-        views = random_views(Rng(0, 0, tuple(range(cameras)), "exact"), SOLIDS_CAMERAS, size, size)
-        return ExactJudge(prompts, views, VP.scaled_linear())
+        return ExactJudge(VP.scaled_linear(), SOLIDS_CAMERAS, size=size)
     return ViewJudge(load_model(name))
 
 
@@ -70,7 +67,6 @@ def main() -> None:
     parser.add_argument("--low-end", type=float, default=0.1)
     parser.add_argument("--sparsity", type=float, default=0.0)
     parser.add_argument("--eikonal", type=float, default=50.0)
-    parser.add_argument("--cameras", type=int, default=32)
     parser.add_argument("--size", type=int, default=32, help="pixels of the exact teacher's pictures")
     parser.add_argument("--prompts", default="things")
     parser.add_argument("--seed", type=int, default=0)
@@ -78,7 +74,7 @@ def main() -> None:
     args = parser.parse_args()
     prompts, config, recipe = named_prompts(args.prompts), PlanesConfig(), recipe_config(args)
     since = time.perf_counter()
-    judge = judge_of(args.teacher, prompts, args.cameras, args.size)
+    judge = judge_of(args.teacher, args.size)
     print(f"teacher ready in {time.perf_counter() - since:.1f} s")
     problem = build_planes(config, {"teacher": judge}, prompts, PRD.role_specs(recipe), args.seed)
     run = RunConfig(
