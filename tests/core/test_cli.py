@@ -229,7 +229,8 @@ def test_tables_align_numbers_to_the_right():
     assert [cell(v) for v in (float("nan"), 2.0, 0.00012345, "x")] == ["nan", "2", "0.0001234", "x"]
 
 
-def test_a_demo_belongs_to_a_domain(capsys):
+def test_a_demo_belongs_to_a_domain(capsys, monkeypatch):
+    monkeypatch.setattr("fewstep.core.cli.demo.domain_verbs", lambda domain: {})
     assert main(["demo", "threed"]) == USER_ERROR
     assert "no demo" in capsys.readouterr().err
 

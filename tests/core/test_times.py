@@ -113,6 +113,36 @@ def test_annealing_moves_the_range_linearly_and_stops():
     assert TimeConfig(low_end=0.5).bounds(10**6) == (0.02, 0.98)  # no steps, no annealing
 
 
+def steps_of(law, *steps):
+    return [law.bounds(step) for step in steps]
+
+
+def test_schedules_of_score_distillation():
+    """DreamFusion, VSD's drop, MVDream, DreamGaussian, HiFA, ASD and DreamCraft3D, as their papers have them."""
+    table = VP.scaled_linear()
+    own = TimeConfig().draw(table, RNG.select(0, 50), "t")
+    assert own.unique().numel() > 20  # independent per item
+    drop = TimeConfig(high_end=0.5, anneal_start=4999, anneal_steps=1)
+    assert steps_of(drop, 0, 4999, 5000, 9000) == [(0.02, 0.98), (0.02, 0.98), (0.02, 0.5), (0.02, 0.5)]
+    mvdream = TimeConfig(low=0.98, high=0.98, low_end=0.02, high_end=0.5, anneal_steps=8000, shared=True)
+    assert steps_of(mvdream, 0, 4000, 8000) == [(0.98, 0.98), pytest.approx((0.5, 0.74)), pytest.approx((0.02, 0.5))]
+    iterations = 500
+    falling = {"low": 0.98, "high": 0.98, "low_end": 0.02, "high_end": 0.02}
+    gaussian = TimeConfig(**falling, anneal_start=10, anneal_steps=480)
+    for step in (0, 7, 10, 100, 250, 490, 499):
+        t = 1000 * min(max(1 - step / iterations, 0.02), 0.98)
+        drawn = gaussian.draw(table, RNG.select(0, 4), "t", step)
+        assert bool((drawn == drawn[0]).all())
+        assert drawn[0].item() == pytest.approx(t, abs=1.5)
+    hifa = TimeConfig(low=0.98, high=0.98, low_end=0.3, high_end=0.3, anneal_steps=1000, anneal="sqrt")
+    for step in (0, 40, 250, 1000, 2000):
+        expected = 0.3 + 0.68 * (1 - min(step / 1000, 1) ** 0.5)
+        assert hifa.bounds(step) == pytest.approx((expected, expected))
+    assert TimeConfig(low=0.5, low_end=0.02, high_end=0.5, anneal_steps=10).bounds(5) == pytest.approx((0.26, 0.74))
+    craft = TimeConfig(low=0.7, high=0.85, low_end=0.2, high_end=0.5, anneal_steps=200)
+    assert steps_of(craft, 0, 200) == [(0.7, 0.85), pytest.approx((0.2, 0.5))]
+
+
 def test_micro_batches_draw_what_the_batch_does():
     for law in ("uniform", "lognormal", "logit_normal"):
         config, whole = TimeConfig(law=law), RNG.select(0, 6)
@@ -124,11 +154,12 @@ def test_micro_batches_draw_what_the_batch_does():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"low": 0.5, "high": 0.5}, "low < high"),
+        ({"low": 0.6, "high": 0.5}, "low <= high"),
         ({"low": -0.1}, "0 <= low"),
         ({"high": 1.5}, "<= 1"),
         ({"std": 0.0}, "std must be positive"),
-        ({"low_end": 0.99, "anneal_steps": 5}, "low < high"),
+        ({"low_end": 0.99, "anneal_steps": 5}, "low <= high"),
+        ({"anneal_start": 5}, "give anneal_steps"),
     ],
 )
 def test_impossible_ranges_are_refused(wrong, said):

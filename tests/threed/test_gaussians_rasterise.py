@@ -12,11 +12,12 @@ from torch.testing import assert_close
 
 from fewstep.core.errors import UserError
 from fewstep.threed.gaussians import compositing
-from fewstep.threed.gaussians.compositing import composite, tiles
+from fewstep.threed.gaussians.compositing import composite
 from fewstep.threed.gaussians.parameters import GaussianParameters, Gaussians
 from fewstep.threed.gaussians.projection import covariances, project
 from fewstep.threed.gaussians.rasterise import rasterization, view_colors
 from fewstep.threed.gaussians.render import render
+from fewstep.threed.gaussians.tiles import tiles
 
 
 def splats(n: int, width: int, height: int, seed: int = 0, size: float = 0.15) -> list[Tensor]:
@@ -41,7 +42,7 @@ def test_tiles_change_nothing(monkeypatch, n, width, height, tile, block):
     inputs = splats(n, width, height)
     leaves = [each.clone().requires_grad_() for each in inputs[:4]]
     over = tiles(*leaves[:3], inputs[4], width, height, tile)
-    ours = composite(*leaves, over, width, height)
+    ours = composite(*leaves, over)
     truth = brute_force(*leaves, inputs[4], width, height)
     for mine, true in zip(ours, truth, strict=True):
         assert_close(mine, true, rtol=1e-10, atol=1e-12)
@@ -58,7 +59,7 @@ def test_opaque_stacks_finish_a_pixel_as_brute_force_does(monkeypatch):
     opacities = opacities.clamp_min(0.6)
     opacities[::3] = 1.0  # capped, so without a gradient
     leaves = [each.clone().requires_grad_() for each in (means2d, conics, opacities, features)]
-    ours = composite(*leaves, tiles(*leaves[:3], depths, 16, 16), 16, 16)
+    ours = composite(*leaves, tiles(*leaves[:3], depths, 16, 16))
     truth = brute_force(*leaves, depths, 16, 16)
     assert_close(ours[0], truth[0], rtol=1e-10, atol=1e-12)
     assert (truth[1] > 1 - 2e-4).any(), "no pixel was finished"

@@ -7,7 +7,7 @@ declare ``role_specs`` and ``phases``, and write ``loss``. Every random number c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -106,12 +106,14 @@ class Phase:
 class LossTerms:
     """Named per-sample losses "b" with weights, and per-sample quantities to log.
 
-    What is minimised is the batch mean of ``sum_i weight_i term_i``.
+    What is minimised is the batch mean of ``sum_i weight_i term_i``. ``more``: whether :meth:`Recipe.losses` goes on
+    after this one.
     """
 
     terms: Mapping[str, Float[Tensor, " b"]]
     weights: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, Float[Tensor, " b"]] = field(default_factory=dict)
+    more: bool = False
 
     def total(self) -> Float[Tensor, " b"]:
         """Return the weighted sum, one value per sample."""
@@ -148,17 +150,19 @@ class Actors:
     ``roles``: denoisers (and discriminators) by name; ``student`` and usually ``teacher`` are among them.
     ``shape``: of one sample. ``generate``: for domains whose student is not a denoiser (a scene that is rendered): maps
     ``(batch, rng)`` to teacher-space samples with gradient and the condition they are to be judged under.
-    ``averaged``: set by the loop; gives the weights of a role that would be exported now (its EMA, parameters in
-    order), for recipes that promote a student. Without it, the live weights are taken.
-    ``total``: set by the loop; sums a tensor over all processes, for recipes that keep running means over the global
-    batch. Without it, this process is taken to be alone. ``dtype``: of the noise recipes draw. ``judges``: what samples
-    are ranked by where a method learns from preferences, the usual one first.
+    ``penalties``: what such a student has against itself after ``generate``, named numbers with gradient that the loop
+    adds to the loss of phases that train it. ``averaged``: set by the loop; gives the weights of a role that would be
+    exported now (its EMA, parameters in order), for recipes that promote a student. Without it, the live weights are
+    taken. ``total``: set by the loop; sums a tensor over all processes, for recipes that keep running means over the
+    global batch. Without it, this process is taken to be alone. ``dtype``: of the noise recipes draw. ``judges``: what
+    samples are ranked by where a method learns from preferences, the usual one first.
     """
 
     roles: dict[str, Any]
     process: Process
     shape: tuple[int, ...]
     generate: Callable[[Batch, Rng], tuple[Tensor, Cond]] | None = None
+    penalties: Callable[[Rng], Mapping[str, Tensor]] | None = None
     averaged: Callable[[str], list[Tensor]] | None = None
     total: Callable[[Tensor], Tensor] | None = None
     dtype: torch.dtype = torch.float32
@@ -218,6 +222,14 @@ class Recipe(ABC):
     @abstractmethod
     def loss(self, phase: str, batch: Batch, rng: Rng, step: int) -> LossTerms:
         """Return the loss of one phase on one (micro-)batch."""
+
+    def losses(self, phase: str, batch: Batch, rng: Rng, step: int) -> Iterator[LossTerms]:
+        """Yield losses whose sum is that of :meth:`loss`, all but the last with ``more``; by default that one.
+
+        For methods with several graphs a step, of which no two are to be in memory: each has had its backward, and
+        gave up its graph, before the next is asked for. They share one update and one stream of network noise.
+        """
+        yield self.loss(phase, batch, rng, step)
 
     @classmethod
     @abstractmethod

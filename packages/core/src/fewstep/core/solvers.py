@@ -302,21 +302,35 @@ def solve(
 
 
 def invert(
-    denoiser: Denoiser, x: Float[Tensor, "b *d"], grid: Sequence[float], cond: Cond, *, refinements: int = 0
+    denoiser: Denoiser,
+    x: Float[Tensor, "b *d"],
+    grid: Sequence[float | Float[Tensor, " b"]],
+    cond: Cond,
+    *,
+    refinements: int = 0,
+    eta: float = 0.0,
+    rng: Rng | None = None,
+    stream: str = "inversion",
 ) -> Solution:
-    """Return ``x`` carried up the grid (rising times) against DDIM: the noise that DDIM would turn into it.
+    """Return ``x`` carried up the grid (rising times, or one per sample) against DDIM: the noise DDIM turns into it.
 
     Each step takes the noise predicted at its start; every refinement predicts it anew where the step landed, a
-    fixed-point iteration whose limit is the exact inverse of the DDIM step.
+    fixed-point iteration whose limit is the exact inverse of the DDIM step. ``eta``: share of fresh noise, from
+    ``rng``: at 1 every step is the process's own noising. Samples whose time stays the same stay where they are.
     """
-    check(all(a < b for a, b in itertools.pairwise(grid)), "inversion climbs: its times must rise strictly")
+    stops = [each if isinstance(each, Tensor) else times(each, len(x), x.device) for each in grid]
+    rises = all(bool((a <= b).all() and (a < b).any()) for a, b in itertools.pairwise(stops))
+    check(rises, "inversion climbs: its times must rise strictly")
     counted, process, anchor = Counted(denoiser), denoiser.process, cond.get("anchor")
-    for now, after in itertools.pairwise(grid):
-        t, s = times(now, len(x), x.device), times(after, len(x), x.device)
-        eps = counted.eps(x, t, cond)
-        x_s = ddim_step(decompose(Prediction(eps, Kind.EPS), x, t, process, anchor), s, process, anchor)
-        for _ in range(refinements):
-            eps = counted.eps(x_s.to(x.dtype), s, cond)
-            x_s = ddim_step(decompose(Prediction(eps, Kind.EPS), x, t, process, anchor), s, process, anchor)
-        x = x_s.to(x.dtype)
+    for i, (t, s) in enumerate(itertools.pairwise(stops)):
+        keep = eta_keep(noise_ratio(process, level(process, s, x), level(process, t, x)), eta) if eta > 0 else None
+        noise = rng.normal_like(f"{stream}/{i}", x) if rng is not None and eta > 0 else None
+        at = x
+        for k in range(refinements + 1):
+            eps = counted.eps(at, s if k else t, cond)
+            clean = decompose(Prediction(eps, Kind.EPS), x, t, process, anchor)
+            after = level(process, s, x)
+            x_s = first_order_step(clean, after, keep=keep, noise=noise, anchor=anchor if process.has_anchor else None)
+            at = x_s.to(x.dtype)
+        x = at
     return Solution(x, counted.calls)

@@ -45,6 +45,11 @@ def reduce_sample(x: Float[Tensor, "b *d"], reduction: Reduction) -> Float[Tenso
     return sample_mean(x) if reduction == "mean" else sample_sum(x)
 
 
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """Return ``x`` itself, whose gradient reaches it multiplied by ``factor``, at any order."""
+    return x if factor == 1.0 else x.detach() + factor * (x - x.detach())
+
+
 def numel_per_sample(x: Float[Tensor, "b *d"]) -> int:
     """Return the number of elements in one sample."""
     return int(x[0].numel()) if x.ndim > 1 else 1

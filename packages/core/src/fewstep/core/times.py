@@ -22,7 +22,8 @@ class TimeConfig:
     the Karras index for EDM). ``lognormal``: ``ln tau ~ N(mean, std^2)`` (EDM training; sCM's arctan law under
     TrigFlow). ``logit_normal``: the natural clock's fraction is ``sigmoid(N(mean, std^2))`` (SD3, LADD), then stretched
     to [low, high]. ``low_end``/``high_end``: when ``anneal_steps > 0``, the range moves linearly from (low, high) to
-    these over so many steps. ``shared``: one draw for the whole global batch.
+    these over so many steps, from step ``anneal_start`` on; ``sqrt``: fast at first (HiFA, arXiv 2305.18766). One step
+    is a drop. Where ``low`` equals ``high`` that level is taken. ``shared``: one draw for the whole global batch.
     """
 
     law: Literal["uniform", "lognormal", "logit_normal"] = "uniform"
@@ -33,16 +34,25 @@ class TimeConfig:
     low_end: float | None = None
     high_end: float | None = None
     anneal_steps: int = 0
+    anneal_start: int = 0
+    anneal: Literal["linear", "sqrt"] = "linear"
     shared: bool = False
 
     def __post_init__(self) -> None:
-        for low, high in ((self.low, self.high), (self.bounds(self.anneal_steps))):
-            check(0 <= low < high <= 1, f"time range needs 0 <= low < high <= 1, got [{low:g}, {high:g}]")
+        for low, high in ((self.low, self.high), self.bounds(self.anneal_start + self.anneal_steps)):
+            check(0 <= low <= high <= 1, f"time range needs 0 <= low <= high <= 1, got [{low:g}, {high:g}]")
+        check(self.anneal_start >= 0, f"time law: anneal_start must not be negative, got {self.anneal_start}")
+        check(
+            self.anneal_steps > 0 or (self.anneal_start == 0 and self.anneal == "linear"),
+            "time law: anneal_start and anneal say how a range moves: give anneal_steps too",
+        )
         check(self.std > 0, f"time law: std must be positive, got {self.std:g}")
 
     def bounds(self, step: int) -> tuple[float, float]:
         """Return the range of fractions in force at ``step``."""
-        share = min(step / self.anneal_steps, 1.0) if self.anneal_steps > 0 else 0.0
+        gone = step - self.anneal_start
+        share = min(max(gone / self.anneal_steps, 0.0), 1.0) if self.anneal_steps > 0 else 0.0
+        share = share**0.5 if self.anneal == "sqrt" else share
         low_end = self.low if self.low_end is None else self.low_end
         high_end = self.high if self.high_end is None else self.high_end
         return self.low + share * (low_end - self.low), self.high + share * (high_end - self.high)

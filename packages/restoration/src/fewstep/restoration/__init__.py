@@ -1,1 +1,1 @@
-"""The restoration domain of fewstep: installed and listed, no recipes yet."""
+"""The restoration domain of fewstep: low-quality pictures in, good ones out, in one step."""

@@ -1,1 +1,1 @@
-"""The threed domain of fewstep: installed and listed, no recipes yet."""
+"""The threed domain of fewstep: scenes and generators of scenes, distilled from image models."""

@@ -1,42 +1,57 @@
-"""The plug-in of the threed domain: it is listed by the command line and has no recipes yet."""
+"""The threed domain: scenes whose renders are judged by image models, and those image models themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
 
-from fewstep.core.errors import UserError
+import torch
 
-if TYPE_CHECKING:
-    import torch
+from fewstep.core.domain import Problem
+from fewstep.core.errors import check
+from fewstep.core.image.teacher import reading, scheduler_config
+from fewstep.core.process import Process
+from fewstep.core.recipe import RoleSpec
+from fewstep.threed.settings import ThreedConfig
 
-    from fewstep.core.recipe import RoleSpec
-
-NO_RECIPES = "fewstep-threed: installed, no recipes yet; `fewstep list` shows the domains that have some"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ThreedConfig:
-    """Settings of the threed domain: none so far."""
+NO_SHAPES = "a plan of this domain's memory needs scenes and weights, which the device meta has not"
 
 
 class ThreedDomain:
-    """Few-step distillation for 3D generators: the name is there, the recipes are not."""
+    """Scenes of Gaussians or fields, distilled from image models that know prompts and cameras."""
 
     name = "threed"
-    summary = "3D generators: installed, no recipes yet"
-    config_type = ThreedConfig
+    summary = "3D: scenes of Gaussians or triplane fields out of image models; solids by prompt"
+    config_type: type = ThreedConfig
     configs = Path(__file__).parent / "configs"
 
-    def build(self, config: Any, specs: Sequence[RoleSpec], seed: int, device: torch.device | str) -> NoReturn:
-        """Raise UserError: this domain builds nothing yet."""
-        raise UserError(NO_RECIPES)
+    def process(self, config: ThreedConfig) -> Process:
+        """Return the process of the configured teacher."""
+        from fewstep.threed.orbit.problem import PROCESS
+        from fewstep.threed.teachers.opening import teacher_process
 
-    def process(self, config: Any) -> NoReturn:
-        """Raise UserError: this domain has no teacher yet."""
-        raise UserError(NO_RECIPES)
+        if config.student == "orbit":
+            return PROCESS
+        return teacher_process(config) if config.teacher else reading(scheduler_config(config.process))[0]
+
+    def build(self, config: ThreedConfig, specs: Sequence[RoleSpec], seed: int, device: torch.device | str) -> Problem:
+        """Return the problem with every role built; UserError for what this domain cannot give."""
+        check(torch.device(device).type != "meta", NO_SHAPES)
+        if config.student == "views":
+            from fewstep.threed.problems.model_of_views import build_views
+
+            return build_views(config, specs, seed, device)
+        if config.student == "planes":
+            from fewstep.threed.problems.generator import build_generator
+
+            return build_generator(config, specs, seed, device)
+        if config.student == "orbit":
+            from fewstep.threed.orbit.problem import orbit_problem
+
+            return orbit_problem(config.orbit, specs, seed, device)
+        from fewstep.threed.problems.scene import build_scene
+
+        return build_scene(config, specs, seed, device)
 
 
 DOMAIN = ThreedDomain()

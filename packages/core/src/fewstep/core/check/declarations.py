@@ -33,6 +33,7 @@ class Claims:
     for posterior means, 0.1 for maps, which are taught in steps).
     ``map``: of an exact student. ``apart``: how far a network that starts as a copy of the teacher is moved from it,
     where the loss of two equal ones is a constant that shows nothing.
+    ``negatives``: it needs a negative prompt in the condition.
     ``late``: laws are about the loss after all warm-ups, not about its first step. ``plain``: fields of the config set
     to values under which the claims are exact. ``instead``: fields set for all laws, which have no prepared data to
     stand in for them.
@@ -49,6 +50,7 @@ class Claims:
     bias: float | None = None
     map: Map | None = None
     apart: float = 0.0
+    negatives: bool = False
     late: bool = True
     plain: dict[str, Any] = field(default_factory=dict)
     instead: dict[str, Any] = field(default_factory=dict)
@@ -85,8 +87,10 @@ def _inputs(config: Any) -> Literal["samples", "data"]:
 
 
 def _sds(config: Any) -> Claims:
-    plain = config.variant in ("sds", "x0") and config.rescale == 0
-    return Claims("generator", "cross_entropy" if plain else "", False, at_rest=False, guided=plain, towards=plain)
+    plain = config.variant in ("sds", "x0", "sjc") and config.rescale == 0 and config.normalizer == "none"
+    negatives = config.variant == "nfsd" or config.negative_share is not None
+    objective = "cross_entropy" if plain else ""
+    return Claims("generator", objective, False, at_rest=False, guided=plain, towards=plain, negatives=negatives)
 
 
 def _consistency(config: Any) -> Claims:

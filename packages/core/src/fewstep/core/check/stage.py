@@ -118,6 +118,9 @@ class Stage:
 
     def terms(self, phase: str, batch: Batch, rng: Rng, *, claimed: bool = False) -> Tensor:
         """Return the weighted loss of a phase per sample; of the claims' terms only when ``claimed``."""
+        if self.case.claims.negatives:
+            negative = {"negative/label": torch.zeros(batch.size, 1, dtype=torch.long)}
+            batch = replace(batch, cond={**batch.cond, **negative})
         found = self.recipe.loss(phase, batch, rng, self.case.step)
         names = set(self.case.claims.terms) & set(found.terms) if claimed else set()
         if names:

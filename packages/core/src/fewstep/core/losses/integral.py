@@ -14,26 +14,55 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core.errors import check
 from fewstep.core.losses.surrogate import gradient_surrogate, self_normaliser
-from fewstep.core.tensors import Reduction, expand_to, precise
+from fewstep.core.tensors import Reduction, expand_to, precise, sample_mean
 
-SDSWeight = Literal["uniform", "sigma2", "alpha_sigma2", "sigma"]
+SDSWeight = Literal["uniform", "sigma2", "alpha_sigma2", "sigma", "tau"]
+Normalizer = Literal["none", "clean", "noisy"]
 
 _SDS_WEIGHTS: Mapping[SDSWeight, Callable[[Tensor, Tensor], Tensor]] = {
     "uniform": lambda alpha, sigma: sigma * 0 + 1,
     "sigma2": lambda alpha, sigma: sigma**2,  # DreamFusion
     "alpha_sigma2": lambda alpha, sigma: alpha * sigma**2,  # Fantasia3D
     "sigma": lambda alpha, sigma: sigma,  # square root of DreamFusion's
+    "tau": lambda alpha, sigma: sigma / alpha,  # the same difference, of clean samples
 }
 
 
 def sds_weight(name: SDSWeight, alpha: Float[Tensor, " b"], sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """Return the weight of a noise-space gradient by its name: 1, sigma^2, alpha sigma^2 or sigma."""
+    """Return the weight of a noise-space gradient by its name: 1, sigma^2, alpha sigma^2, sigma or sigma/alpha."""
     return _SDS_WEIGHTS[name](alpha, sigma)
+
+
+def normalizing_weight(
+    name: Normalizer,
+    x: Float[Tensor, "b *d"],
+    eps_teacher: Float[Tensor, "b *d"],
+    eps: Float[Tensor, "b *d"],
+    alpha: Float[Tensor, " b"],
+    sigma: Float[Tensor, " b"],
+    *,
+    floor: float = 0.1,
+) -> Float[Tensor, " b"]:
+    """Return ``1 / (mean |x - x0_teacher| + floor)`` of each sample, detached; 1 for ``none``.
+
+    What progressive rendering distillation (arXiv 2503.21694) multiplies the ``tau``-weighted difference with.
+    ``noisy``: the teacher's clean sample at ``x_t``, which differs from ``x`` by ``tau (eps_teacher - eps)`` (DMD's
+    normaliser). ``clean``: ``(x - sigma eps_teacher)/alpha``, as its released code has it, which forgets the noise.
+    """
+    if name == "none":
+        return torch.ones_like(alpha)
+    x, eps_teacher, eps = (precise(each.detach()) for each in (x, eps_teacher, eps))
+    if name == "noisy":
+        away = expand_to(sigma / alpha, x) * (eps_teacher - eps)
+    else:
+        away = x - (x - expand_to(sigma, x) * eps_teacher) / expand_to(alpha, x)
+    return 1 / (sample_mean(away.abs()) + floor)
 
 
 def _gap_loss(x: Tensor, above: Tensor, below: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
@@ -93,14 +122,16 @@ def sjc_loss(
     tau: Float[Tensor, " b"],
     *,
     variance_reduced: bool = True,
+    weight: Float[Tensor, " b"] | None = None,
     reduction: Reduction = "sum",
 ) -> Float[Tensor, " b"]:
     """Score Jacobian chaining, in variance-exploding coordinates (arXiv 2212.00774).
 
-    ``x_noisy = x + tau n``, ``denoised`` the teacher's x0 there. Gradient ``(x - denoised)/tau``, which is
-    ``eps_teacher - n``, or ``(x_noisy - denoised)/tau = eps_teacher`` when not ``variance_reduced``.
+    ``x_noisy = x + tau n``, ``denoised`` the teacher's x0 there. Gradient ``w (x - denoised)/tau``, which is
+    ``w (eps_teacher - n)``, or ``w (x_noisy - denoised)/tau = w eps_teacher`` when not ``variance_reduced``.
     """
-    return _gap_loss(x, x if variance_reduced else x_noisy, denoised, 1 / tau, reduction)
+    factor = 1 / tau if weight is None else weight / tau
+    return _gap_loss(x, x if variance_reduced else x_noisy, denoised, factor, reduction)
 
 
 def csd_loss(
@@ -180,14 +211,16 @@ def ism_loss(
     sigma: Float[Tensor, " b"],
     *,
     scale: float = 1.0,
+    weight: Float[Tensor, " b"] | None = None,
     reduction: Reduction = "sum",
 ) -> Float[Tensor, " b"]:
-    """Interval score matching, gradient ``scale sigma/alpha (eps_teacher(x_t) - eps_inverse(x_s))``.
+    """Interval score matching, gradient ``scale w sigma/alpha (eps_teacher(x_t) - eps_inverse(x_s))``.
 
     LucidDreamer (arXiv 2311.11284). ``x_s`` and ``x_t`` come from DDIM inversion with the empty prompt;
     ``eps_inverse`` is the prediction that inversion made at ``x_s``, the less noisy of the two; alpha, sigma are at t.
     """
-    return _gap_loss(x, eps_teacher, eps_inverse, scale * sigma / alpha, reduction)
+    factor = scale * sigma / alpha
+    return _gap_loss(x, eps_teacher, eps_inverse, factor if weight is None else factor * weight, reduction)
 
 
 def score_difference_loss(

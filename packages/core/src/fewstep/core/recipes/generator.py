@@ -8,7 +8,8 @@ fake score trains first in a step, so that it has seen the student it judges.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser, edm_sigma_data
 from fewstep.core.errors import check
-from fewstep.core.guidance import Guided
+from fewstep.core.guidance import Guided, Told, blanked, told
 from fewstep.core.losses.denoising import Weighting, denoising_loss, denoising_weight
 from fewstep.core.losses.distances import l2
 from fewstep.core.prediction import Clean, compose, decompose
@@ -38,16 +39,30 @@ class FakeScoreConfig:
     predicts; the others weigh the squared error of the clean sample (:mod:`fewstep.core.losses.denoising`).
     ``guidance_scale``: the prediction that is trained is a guided one (SiD-LSG, arXiv 2406.01561). ``label_dropout``:
     probability with which a whole batch is trained without its condition, which a guided fake score needs
-    (SwiftBrush, arXiv 2312.05239: 0.1).
+    (SwiftBrush, arXiv 2312.05239: 0.1). ``blank``: entries of the condition, and with which probability the fake score
+    is trained on a whole batch without them: as in the unconditional condition, or zeros where that has nothing of its
+    own (VSD, arXiv 2305.16213: ``{camera: 0.1}``). At 1 it never sees the entry, not when it judges either. What a
+    condition holds as ``fake/name`` it is told instead of ``name`` (a prompt without the view in it).
     """
 
     time: TimeConfig = TimeConfig(low=0.0, high=1.0)
     weighting: Literal["native"] | Weighting = "karras"
     guidance_scale: float = 1.0
     label_dropout: float = 0.0
+    blank: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(0 <= self.label_dropout < 1, f"fake.label_dropout must lie in [0, 1), got {self.label_dropout:g}")
+        for name, chance in self.blank.items():
+            check(0 <= chance <= 1, f"fake.blank.{name} is a probability in [0, 1], got {chance:g}")
+
+    def always_blank(self) -> tuple[str, ...]:
+        """Return the entries the fake score never sees."""
+        return tuple(name for name, chance in self.blank.items() if chance == 1)
+
+    def blanked(self, rng: Rng) -> tuple[str, ...]:
+        """Return the entries the fake score is trained without in this step."""
+        return tuple(name for name, chance in self.blank.items() if rng.shared_uniform(f"blank/{name}") < chance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +173,8 @@ class FakeScoreRecipe(Recipe):
 
     def fake_score(self, name: str = FAKE[0]) -> Denoiser:
         """Return a fake score as it judges, under its guidance if any."""
-        return Guided(self.actors.denoiser(name), self.config.fake_guidance_scale)
+        guided = Guided(self.actors.denoiser(name), self.config.fake_guidance_scale)
+        return Told(guided, "fake", self.config.fake.always_blank())
 
     def clean_pair(self, sample: Sample, at: Noised, rng: Rng, *, through: bool) -> tuple[Tensor, Tensor]:
         """Return teacher's and fake score's clean predictions; with their graphs when ``through``.
@@ -180,7 +196,8 @@ class FakeScoreRecipe(Recipe):
 
     def denoise(self, sample: Sample, at: Noised, rng: Rng, name: str = FAKE[0]) -> Tensor:
         """Return a fake score's denoising loss at a noised sample, one value per sample."""
-        config, fake, cond = self.config.fake, self.actors.denoiser(name), sample.cond
+        config, fake = self.config.fake, self.actors.denoiser(name)
+        cond = blanked(fake, told(sample.cond, "fake"), config.blanked(rng))
         if config.label_dropout > 0 and rng.shared_uniform("label_dropout") < config.label_dropout:
             cond = fake.null(cond)
         prediction = Guided(fake, config.guidance_scale).predict(at.x_t, at.t, cond)

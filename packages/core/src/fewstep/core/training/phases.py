@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,7 @@ class PhaseRunner:
         self.name, self.recipe, self.cast, self.world = name, recipe, cast, world
         self.train, self.optim = train, optim.for_phase(name)
         self.named = cast.parameters(name)
+        self.trains_student = any(p.name == name and "student" in p.trains for p in recipe.phases(recipe.config))
         self.parameters = [parameter for _, parameter in self.named]
         self.stepper = make_stepper(self.optim, self.parameters, world)
         self.scale = LossScale(FIRST_SCALE if train.precision == "fp16" else 1.0)
@@ -163,19 +164,44 @@ class PhaseRunner:
             stop = min(start + self.micro, batch.size)
             whole = start == 0 and stop == batch.size
             piece, own = (batch, rng) if whole else (batch.select(start, stop), rng.select(start, stop))
-            with own.network_noise("network"):
-                with self.world.autocast(self.train.precision):
-                    terms = self.recipe.loss(self.name, piece, own, step)
-                total = _checked(terms, piece.size, f"recipe '{self.recipe.name}', phase '{self.name}'")
-                self.stepper.backward(total.sum() * (self.scale.value / batch.size), stop == batch.size)
-            for name, value in self._named_values(terms).items():
-                summed = value.detach().double().sum()
-                sums[name] = sums[name] + summed if name in sums else summed
+            for name, value in self._of_piece(piece, own, step, batch.size, stop == batch.size).items():
+                sums[name] = sums[name] + value if name in sums else value
         return sums
 
-    def _named_values(self, terms: LossTerms) -> Mapping[str, Tensor]:
-        losses = {f"loss/{self.name}/{name}": value for name, value in terms.terms.items()}
-        return losses | {f"{self.name}/{name}": value for name, value in terms.metrics.items()}
+    def _of_piece(self, piece: Batch, rng: Rng, step: int, size: int, last: bool) -> dict[str, Tensor]:
+        """Accumulate the gradients of a micro-batch, loss by loss; return sums over samples, means over the losses."""
+        who = f"recipe '{self.recipe.name}', phase '{self.name}'"
+        found: dict[str, list[Tensor]] = {}
+        more = True
+        with rng.network_noise("network"):
+            losses = self.recipe.losses(self.name, piece, rng, step)
+            while more:
+                with self.world.autocast(self.train.precision):
+                    terms = next(losses, None)
+                    if terms is None:
+                        raise UserError(f"{who}: the losses end after one with more" if found else f"{who}: no losses")
+                    terms = self._penalised(terms, rng, piece.size)
+                total, more = _checked(terms, piece.size, who), terms.more
+                self.stepper.backward(total.sum() * (self.scale.value / size), last and not more)
+                for name, summed in self._sums(terms).items():
+                    found.setdefault(name, []).append(summed)
+                del terms, total  # before the next is made: no two graphs at once
+            if next(losses, None) is not None:
+                raise UserError(f"{who}: the losses go on after one without more")
+        return {name: torch.stack(values).mean() for name, values in found.items()}
+
+    def _penalised(self, terms: LossTerms, rng: Rng, size: int) -> LossTerms:
+        """Return the last loss of a micro-batch with what a student has against itself, where this phase trains it."""
+        penalties = self.recipe.actors.penalties
+        if penalties is None or terms.more or not self.trains_student:
+            return terms
+        own = {name: value.expand(size) for name, value in penalties(rng.fork("penalties")).items()}
+        return replace(terms, terms={**terms.terms, **own})
+
+    def _sums(self, terms: LossTerms) -> dict[str, Tensor]:
+        values = {f"loss/{self.name}/{name}": value for name, value in terms.terms.items()}
+        values |= {f"{self.name}/{name}": value for name, value in terms.metrics.items()}
+        return {name: value.detach().double().sum() for name, value in values.items()}
 
     def _bad_loss(self, values: Mapping[str, float]) -> str:
         for name, value in values.items():

@@ -27,7 +27,7 @@ class Mesh:
 
     def volume(self) -> float:
         """Return the enclosed volume, positive when the faces look outward."""
-        a, b, c = self.vertices[self.faces].unbind(1)
+        a, b, c = self.vertices.detach()[self.faces].unbind(1)
         return float((a * torch.linalg.cross(b, c)).sum() / 6)
 
     def coloured(self, colour: Callable[[Tensor], Tensor]) -> Mesh:

@@ -2,6 +2,9 @@
 
 The rules are gsplat's: an alpha is capped at ``CAP``, one below ``FAINTEST`` is nothing, and a pixel is finished by the
 splat that would take its transmittance to ``OPAQUE`` or below, which itself is left out.
+
+A splat's alpha is exp of a polynomial of the second degree in the pixel's coordinates, so a block of splats on a tile
+is one matrix product, and so is what the gradient of every coefficient adds up to.
 """
 
 from __future__ import annotations
@@ -11,71 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
-from fewstep.threed.gaussians.projection import EXTENT
+from fewstep.threed.gaussians.tiles import FAINTEST, Tiles
 
 CAP = 0.999
-FAINTEST = 1 / 255
 OPAQUE = 1e-4
-BLOCK = 2048  # splats of a tile at a time
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A part of the image: columns [left, right), rows [top, bottom), and its splats from near to far."""
-
-    left: int
-    right: int
-    top: int
-    bottom: int
-    ids: Int[Tensor, " m"]
-
-    def pixels(self, like: Tensor) -> Tensor:
-        """Return the centres of the pixels, row by row, "p 2"."""
-        x = torch.arange(self.left, self.right, dtype=like.dtype, device=like.device) + 0.5
-        y = torch.arange(self.top, self.bottom, dtype=like.dtype, device=like.device) + 0.5
-        return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
-
-
-@torch.no_grad()
-def tiles(
-    means2d: Float[Tensor, "n 2"],
-    conics: Float[Tensor, "n 3"],
-    opacities: Float[Tensor, " n"],
-    depths: Float[Tensor, " n"],
-    width: int,
-    height: int,
-    tile_size: int = 16,
-) -> list[Tile]:
-    """Return the tiles that any splat reaches with ``FAINTEST`` or more; equal depths keep the order of the input."""
-    across, down = -(-width // tile_size), -(-height // tile_size)
-    # an ellipse o exp(-s) >= 1/255 is s <= log(255 o): its box is that many standard deviations wide
-    reach = (2 * (opacities / FAINTEST).clamp_min(1e-30).log()).clamp(0, EXTENT**2).sqrt()
-    determinant = conics[:, 0] * conics[:, 2] - conics[:, 1] ** 2
-    half = reach[:, None] * (conics[:, [2, 0]] / determinant[:, None]).sqrt() + 1e-3  # against rounding
-    # a pixel's centre is half a pixel inside its tile
-    first = ((means2d - half - 0.5) / tile_size).floor()
-    last = ((means2d + half - 0.5) / tile_size).floor() + 1
-    limits = means2d.new_tensor([across, down])
-    first = torch.minimum(first.clamp_min(0), limits).long()
-    last = torch.minimum(last.clamp_min(0), limits).long()
-    spans = (last - first).clamp_min(0) * (opacities >= FAINTEST)[:, None]
-
-    order = torch.argsort(depths, stable=True)
-    counts = spans.prod(dim=-1)[order]
-    ids = torch.repeat_interleave(order, counts)
-    within = torch.arange(len(ids), device=ids.device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    columns = spans[ids, 0]
-    place = (first[ids, 1] + within // columns) * across + first[ids, 0] + within % columns
-    place, sorting = torch.sort(place, stable=True)  # stable: near to far inside a tile
-    used, sizes = torch.unique_consecutive(place, return_counts=True)
-    found = []
-    for tile, members in zip(used.tolist(), torch.split(ids[sorting], sizes.tolist()), strict=True):
-        left, top = tile % across * tile_size, tile // across * tile_size
-        found.append(Tile(left, min(left + tile_size, width), top, min(top + tile_size, height), members))
-    return found
+BLOCK = 256  # splats of a tile at a time
+ELEMENTS = 2**17  # pairs of a splat and a pixel at a time, where tiles have few splats
 
 
 def composite(
@@ -83,48 +31,89 @@ def composite(
     conics: Float[Tensor, "n 3"],
     opacities: Float[Tensor, " n"],
     features: Float[Tensor, "n d"],
-    over: list[Tile],
-    width: int,
-    height: int,
+    over: Tiles,
 ) -> tuple[Float[Tensor, "h w d"], Float[Tensor, "h w 1"]]:
     """Return what the splats add up to and their alpha, without a background; gradients to all four inputs."""
-    image, alpha = _Composite.apply(means2d, conics, opacities, features, over, width, height)  # type: ignore[no-untyped-call]
+    image, alpha = _Composite.apply(means2d, conics, opacities, features, over)  # type: ignore[no-untyped-call]
     return image, alpha
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Some splats (m) of a tile on its pixels (p): "m p" everywhere but ``ids``; masked-out alphas are 0."""
+    """Some splats of some tiles: "k p m" for tiles, pixels and splats."""
 
-    ids: Tensor
-    dx: Tensor
-    dy: Tensor
-    falloff: Tensor
-    alpha: Tensor
-    free: Tensor  # where the alpha follows its inputs: not capped, not masked out
-    before: Tensor  # transmittance in front of the splat
+    places: Tensor  # " k", of the tiles
+    index: Tensor  # "k m", where the splats are among those of all tiles, one behind the last for none
+    alpha: Tensor  # "k p m", 0 where the splat is left out
+    clear: Tensor  # "k p m", 1 - alpha
+    before: Tensor  # "k p m", transmittance in front of the splat
+    after: Tensor  # "k p", transmittance behind all of them
+    free: Tensor | None  # "k p m", where the alpha is not capped; None: everywhere
 
 
-def _blocks(tile: Tile, means2d: Tensor, conics: Tensor, opacities: Tensor) -> Iterator[_Block]:
-    """Give the blocks of a tile from near to far, until every pixel is finished."""
-    pixels = tile.pixels(means2d)
-    left_over = torch.ones(len(pixels), dtype=means2d.dtype, device=means2d.device)
-    for ids in torch.split(tile.ids, BLOCK):
-        dx = pixels[:, 0] - means2d[ids, 0, None]
-        dy = pixels[:, 1] - means2d[ids, 1, None]
-        a, b, c = conics[ids].unsqueeze(-1).unbind(1)
-        falloff = torch.exp(-0.5 * (a * dx * dx + c * dy * dy) - b * dx * dy)
-        raw = opacities[ids, None] * falloff
-        alpha = raw.clamp_max(CAP).masked_fill(raw < FAINTEST, 0)
-        after = torch.cumprod(1 - alpha, dim=0) * left_over
-        before = torch.cat([left_over[None], after[:-1]])
-        # the product only falls, so all behind the splat that finishes a pixel are masked out with it
-        kept = after > OPAQUE
-        alpha = alpha * kept
-        yield _Block(ids, dx, dy, falloff, alpha, (raw <= CAP) & (alpha > 0), before)
-        left_over = after[-1]
-        if not bool(kept[-1].any()):
-            return
+def _blocks(over: Tiles, basis: Tensor, coefficients: Tensor, capped: Tensor) -> Iterator[_Block]:
+    """Give the blocks of every tile from near to far, until each of its pixels is finished."""
+    below = _below(FAINTEST, basis.dtype)
+    for places, starts, counts in over.groups(ELEMENTS, BLOCK):
+        left = through = basis.new_ones(len(places), basis.shape[1])
+        for first in range(0, int(counts[0]), BLOCK):
+            column = torch.arange(first, min(first + BLOCK, int(counts[0])), device=basis.device)
+            index = torch.where(column < counts[:, None], starts[:, None] + column, len(over.ids))
+            raw = torch.matmul(basis.T, coefficients[index].transpose(1, 2)).exp_()
+            alpha, free = F.threshold(raw, below, 0), None
+            if bool(capped[index].any()):
+                alpha, free = alpha.clamp_max(CAP), raw <= CAP
+            # one column more than splats, so that "before" and "after" are views of one running product
+            running = raw.new_empty(*raw.shape[:2], raw.shape[2] + 1)
+            running[..., 0] = left
+            clear = running[..., 1:] = 1 - alpha
+            running = torch.cumprod(running, dim=2)
+            left = after = running[..., -1]
+            if bool(left.min() <= OPAQUE):
+                # the product only falls, so all behind the splat that finishes a pixel are left out with it
+                alpha = alpha * torch.sign(F.relu(running[..., 1:] - OPAQUE))
+                clear = 1 - alpha
+                after = through * clear.prod(dim=2)
+            yield _Block(places, index, alpha, clear, running[..., :-1], after, free)
+            going = ((left > OPAQUE).any(dim=1) & (counts > first + BLOCK)).nonzero()[:, 0]
+            if len(going) == 0:
+                break
+            places, starts, counts, left, through = (each[going] for each in (places, starts, counts, left, after))
+
+
+def _below(value: float, dtype: torch.dtype) -> float:
+    """Return the largest number of ``dtype`` below ``value``: what is above it is ``value`` or more."""
+    exact = torch.tensor(value, dtype=dtype)
+    return float(torch.nextafter(exact, torch.zeros_like(exact)))
+
+
+def _basis(size: int, like: Tensor) -> Tensor:
+    """Return 1, x, y, xx, xy, yy of the pixels of a tile, row by row, "6 p"; 0 is ``size // 2`` from its corner."""
+    along = torch.arange(size, dtype=like.dtype, device=like.device) + 0.5 - size // 2
+    y, x = (each.flatten() for each in torch.meshgrid(along, along, indexing="ij"))
+    return torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y])
+
+
+def _coefficients(means2d: Tensor, conics: Tensor, opacities: Tensor, over: Tiles) -> Tensor:
+    """Return log(alpha) of the splats of all tiles as polynomials in the coordinates of their tiles, "m+1 6".
+
+    The last stands for no splat.
+    """
+    # in double, for what is far away cancels
+    (x, y), (a, b, c) = (means2d[over.ids].double() - over.centres).unbind(-1), conics[over.ids].double().unbind(-1)
+    constant = opacities[over.ids].double().log() - 0.5 * (a * x * x + c * y * y) - b * x * y
+    found = torch.stack([constant, a * x + b * y, b * x + c * y, -0.5 * a, -b, -0.5 * c], dim=-1)
+    return torch.cat([found, found.new_tensor([[-1e4, 0, 0, 0, 0, 0]])]).to(means2d.dtype)
+
+
+def _prepared(
+    means2d: Tensor, conics: Tensor, opacities: Tensor, features: Tensor, over: Tiles
+) -> tuple[Iterator[_Block], Tensor, Tensor]:
+    """Return the blocks, the features of the splats of all tiles ("m+1 d") and the tiles' basis."""
+    basis = _basis(over.size, features)
+    capped = F.pad((opacities > CAP)[over.ids], (0, 1))
+    blocks = _blocks(over, basis, _coefficients(means2d, conics, opacities, over), capped)
+    return blocks, F.pad(features[over.ids], (0, 0, 0, 1)), basis
 
 
 class _Composite(torch.autograd.Function):
@@ -132,26 +121,16 @@ class _Composite(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        means2d: Tensor,
-        conics: Tensor,
-        opacities: Tensor,
-        features: Tensor,
-        over: list[Tile],
-        width: int,
-        height: int,
+        ctx: Any, means2d: Tensor, conics: Tensor, opacities: Tensor, features: Tensor, over: Tiles
     ) -> tuple[Tensor, Tensor]:
-        image = features.new_zeros(height, width, features.shape[1])
-        clear = features.new_ones(height, width, 1)
-        for tile in over:
-            rows, columns = slice(tile.top, tile.bottom), slice(tile.left, tile.right)
-            total = features.new_zeros(image[rows, columns].shape).flatten(0, 1)
-            left = features.new_ones(len(total))
-            for block in _blocks(tile, means2d, conics, opacities):
-                total += (block.alpha * block.before).T @ features[block.ids]
-                left = left * (1 - block.alpha).prod(dim=0)
-            image[rows, columns] = total.view_as(image[rows, columns])
-            clear[rows, columns] = left.view_as(clear[rows, columns])
+        blocks, colours, basis = _prepared(means2d, conics, opacities, features, over)
+        total = features.new_zeros(over.across * over.down, features.shape[1], basis.shape[1])
+        clear = features.new_ones(len(total), 1, basis.shape[1])
+        for block in blocks:
+            weight = block.alpha * block.before
+            total[block.places] += torch.bmm(colours[block.index].mT, weight.mT)
+            clear[block.places, 0] = block.after
+        image, clear = over.joined(total), over.joined(clear)
         ctx.save_for_backward(means2d, conics, opacities, features, image, clear)
         ctx.over = over
         return image, 1 - clear
@@ -160,40 +139,42 @@ class _Composite(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, image_grad: Tensor, alpha_grad: Tensor) -> tuple[Tensor | None, ...]:
         means2d, conics, opacities, features, image, clear = ctx.saved_tensors
-        grads = [torch.zeros_like(each) for each in (means2d, conics, opacities, features)]
+        over: Tiles = ctx.over
+        blocks, colours, basis = _prepared(means2d, conics, opacities, features, over)
         # what a pixel's gradient loses to all splats behind: their light, and the change of the alpha
-        behind = (image * image_grad).sum(dim=-1) - clear[..., 0] * alpha_grad[..., 0]
-        for tile in ctx.over:
-            rows, columns = slice(tile.top, tile.bottom), slice(tile.left, tile.right)
-            towards = image_grad[rows, columns].flatten(0, 1)
-            rest = behind[rows, columns].flatten()
-            for block in _blocks(tile, means2d, conics, opacities):
-                rest = _backward(block, features, conics, opacities, towards, rest, grads)
-        return (*grads, None, None, None)
+        behind = (image * image_grad).sum(dim=-1, keepdim=True) - clear * alpha_grad
+        towards, rest = over.cut(image_grad), over.cut(behind)[:, 0]
+        by_coefficient, by_colour = colours.new_zeros(len(colours), 6), torch.zeros_like(colours)
+        for block in blocks:
+            there = towards[block.places]
+            weight = block.alpha * block.before
+            by_colour[block.index] = torch.bmm(there, weight).mT
+            light = torch.bmm(there.mT, colours[block.index].mT).mul_(weight)
+            remaining = rest[block.places, :, None] - light.cumsum(dim=2)
+            rest[block.places] = remaining[..., -1]
+            # C = ... + T a f + (1 - a) * (all behind): dC/dlog a = T a f - a behind / (1 - a)
+            by_exponent = light.sub_(remaining.mul_(block.alpha).div_(block.clear))
+            if block.free is not None:
+                by_exponent = by_exponent * block.free
+            by_coefficient[block.index] = torch.matmul(basis, by_exponent).mT
+        grads = _by_splat(by_coefficient[:-1], means2d, conics, opacities, over)
+        return (*grads, torch.zeros_like(features).index_add_(0, over.ids, by_colour[:-1]), None)
 
 
-def _backward(
-    block: _Block,
-    features: Tensor,
-    conics: Tensor,
-    opacities: Tensor,
-    towards: Tensor,
-    rest: Tensor,
-    grads: list[Tensor],
-) -> Tensor:
-    """Add a block's gradients to those of means, conics, opacities and features; return what ``rest`` has left."""
-    ids, weight = block.ids, block.alpha * block.before
-    grads[3].index_add_(0, ids, weight @ towards)
-    value = features[ids] @ towards.T
-    remaining = rest - (weight * value).cumsum(dim=0)
-    # C = ... + T a f + (1 - a) * (all behind): dC/da = T f - behind / (1 - a)
-    by_alpha = (block.before * value - remaining / (1 - block.alpha)) * block.free
-    grads[2].index_add_(0, ids, (by_alpha * block.falloff).sum(dim=1))
-    by_exponent = -by_alpha * block.falloff * opacities[ids, None]
-    a, b, c = conics[ids].unsqueeze(-1).unbind(1)
-    dx, dy = block.dx, block.dy
-    by_mean = [-(by_exponent * (a * dx + b * dy)).sum(1), -(by_exponent * (b * dx + c * dy)).sum(1)]
-    grads[0].index_add_(0, ids, torch.stack(by_mean, dim=-1))
-    by_conic = [0.5 * by_exponent * dx * dx, by_exponent * dx * dy, 0.5 * by_exponent * dy * dy]
-    grads[1].index_add_(0, ids, torch.stack([each.sum(1) for each in by_conic], dim=-1))
-    return remaining[-1]
+def _by_splat(
+    grads: Tensor, means2d: Tensor, conics: Tensor, opacities: Tensor, over: Tiles
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of means, conics and opacities from those of coefficients, "m 6"."""
+    (x, y), (a, b, c) = (means2d[over.ids] - over.centres).unbind(-1), conics[over.ids].unbind(-1)
+    one, by_x, by_y, by_xx, by_xy, by_yy = grads.unbind(-1)
+    dx, dy = by_x - x * one, by_y - y * one  # moments about the mean
+    by_mean = torch.stack([a * dx + b * dy, b * dx + c * dy], dim=-1)
+    xx = by_xx - 2 * x * by_x + x * x * one
+    xy = by_xy - x * by_y - y * by_x + x * y * one
+    yy = by_yy - 2 * y * by_y + y * y * one
+    by_conic = torch.stack([-0.5 * xx, -xy, -0.5 * yy], dim=-1)
+
+    def summed(like: Tensor, values: Tensor) -> Tensor:
+        return torch.zeros_like(like).index_add_(0, over.ids, values)
+
+    return summed(means2d, by_mean), summed(conics, by_conic), summed(opacities, one / opacities[over.ids])

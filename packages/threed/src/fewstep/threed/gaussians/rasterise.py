@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fewstep.core.errors import check
 from fewstep.threed.gaussians import harmonics
-from fewstep.threed.gaussians.compositing import composite, tiles
+from fewstep.threed.gaussians.compositing import composite
 from fewstep.threed.gaussians.projection import Projected, covariances, project
+from fewstep.threed.gaussians.tiles import tiles
 
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 RASTERIZE_MODES = ("classic", "antialiased")
@@ -32,7 +33,7 @@ def rasterization(
     radius_clip: float = 0.0,
     eps2d: float = 0.3,
     sh_degree: int | None = None,
-    tile_size: int = 16,
+    tile_size: int | None = None,
     backgrounds: Float[Tensor, "c d"] | None = None,
     render_mode: Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"] = "RGB",
     rasterize_mode: Literal["classic", "antialiased"] = "classic",
@@ -47,7 +48,8 @@ def rasterization(
     check(render_mode in RENDER_MODES, f"render_mode '{render_mode}': must be one of {', '.join(RENDER_MODES)}")
     known = rasterize_mode in RASTERIZE_MODES
     check(known, f"rasterize_mode '{rasterize_mode}': must be one of {', '.join(RASTERIZE_MODES)}")
-    check(width > 0 and height > 0 and tile_size > 0, f"image of {width}x{height} in tiles of {tile_size}: none there")
+    there = width > 0 and height > 0 and (tile_size is None or tile_size > 0)
+    check(there, f"image of {width}x{height} in tiles of {tile_size}: none there")
     if covars is None:
         covars = covariances(quats, scales)
     seen = project(means, covars, viewmats, Ks, width, height, eps2d, near_plane, far_plane)
@@ -62,7 +64,7 @@ def rasterization(
         ids = mask.nonzero()[:, 0]
         flat, conics, opaque = seen.means2d[camera, ids], seen.conics[camera, ids], per_view[camera, ids]
         over = tiles(flat, conics, opaque, seen.depths[camera, ids], width, height, tile_size)
-        image, alpha = composite(flat, conics, opaque, features[camera, ids], over, width, height)
+        image, alpha = composite(flat, conics, opaque, features[camera, ids], over)
         images.append(image if behind is None else image + (1 - alpha) * behind[camera])
         alphas.append(alpha)
     rendered, opacity = torch.stack(images), torch.stack(alphas)
@@ -71,6 +73,7 @@ def rasterization(
         rendered = torch.cat([rendered[..., :-1], expected], dim=-1)
     meta = {
         "means2d": seen.means2d,
+        "gaussian_ids": None,  # as gsplat's unpacked results have it
         "radii": (seen.radii * visible[..., None]).int(),
         "depths": seen.depths,
         "conics": seen.conics,

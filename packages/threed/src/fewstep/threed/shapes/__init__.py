@@ -3,6 +3,7 @@
 from fewstep.threed.shapes.prompts import Prompt, Thing, all_prompts, read
 from fewstep.threed.shapes.rendering import Renders, render
 from fewstep.threed.shapes.solids import Solid, build, draw
+from fewstep.threed.shapes.split import split_prompts
 from fewstep.threed.shapes.surface import Mesh, SurfacePoints, extract_mesh, sample_surface
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "read",
     "render",
     "sample_surface",
+    "split_prompts",
 ]

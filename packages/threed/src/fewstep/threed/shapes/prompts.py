@@ -79,6 +79,10 @@ def read(text: str) -> Prompt:
     return Prompt(Thing(colour, kind), relation, Thing(other_colour, other_kind) if relation else None)
 
 
+VOCABULARY = tuple(dict.fromkeys(word for text in ("a", *COLOURS, *KINDS, *RELATIONS) for word in text.split()))
+"""The words of the grammar, each once."""
+
+
 def all_prompts() -> tuple[Prompt, ...]:
     """Return every prompt of the grammar, single things first, always in the same order."""
     things = [Thing(colour, kind) for kind, colour in product(KINDS, COLOURS)]

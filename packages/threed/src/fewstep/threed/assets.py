@@ -1,0 +1,107 @@
+"""Assets on disk: a folder with a scene and its files for other programs, or one such file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fewstep.core.errors import UserError, check
+from fewstep.core.models.files import read_json
+from fewstep.core.models.student import facts_table, replacing, write_json
+from fewstep.threed.fields.export import FORMATS, export_mesh
+from fewstep.threed.gaussians.ply import read_ply, write_ply
+from fewstep.threed.gaussians.splat import read_splat, write_splat
+from fewstep.threed.planes.field import PlaneScene
+from fewstep.threed.scenes.field import FieldScene
+from fewstep.threed.scenes.splats import GaussianScene
+from fewstep.threed.views import Scene
+
+ABOUT, WEIGHTS, MESH, SPLATS = "asset.json", "scene.safetensors", "mesh.glb", "splats.ply"
+GAUSSIAN_FORMATS = (".ply", ".splat")
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A scene, the prompt it was made for ("" when nobody says), and what its folder says of it."""
+
+    scene: Scene
+    prompt: str = ""
+    about: Mapping[str, Any] | None = None
+
+
+def write_asset(scene: Scene, folder: Path, card: Mapping[str, Any], *, prompt: str = "") -> None:
+    """Write a scene into ``folder``, replacing what was there: its weights, a mesh, and Gaussians where it has some.
+
+    A scene without a surface is written without a mesh, and its README says so.
+    """
+    with replacing(folder) as aside:
+        state = {name: value.detach().cpu().contiguous() for name, value in scene.state_dict().items()}
+        save_file(state, str(aside / WEIGHTS))
+        write_json(aside / ABOUT, {"prompt": prompt, **scene.describe()})
+        lines = [f"- `{WEIGHTS}`, `{ABOUT}`: the scene, for `fewstep threed render` and the like"]
+        try:
+            export_mesh(scene.mesh(), aside / MESH)
+            lines.append(f"- `{MESH}`: a mesh with colours, y up")
+            cloud = scene.gaussians()  # of some scenes they lie on the mesh
+            if cloud is not None:
+                write_ply(aside / SPLATS, cloud)
+                lines.append(f"- `{SPLATS}`: its Gaussians in the usual layout, for any viewer of splats")
+        except UserError as error:
+            lines.append(f"- not everything could be made: {error}")
+        text = f"# {prompt or card.get('name', 'asset')}\n\n" + "\n".join(lines)
+        (aside / "README.md").write_text(f"{text}\n\n| | |\n|---|---|\n{facts_table(card)}\n", encoding="utf-8")
+
+
+def read_asset(path: Path) -> Asset:
+    """Return the asset of a folder, of a run's folder, or of a file of Gaussians; UserError for anything else."""
+    if path.is_file():
+        suffix = path.suffix.lower()
+        check(
+            suffix in GAUSSIAN_FORMATS,
+            f"{path}: assets are read from folders with {ABOUT} and from Gaussians in {', '.join(GAUSSIAN_FORMATS)}",
+        )
+        return Asset(GaussianScene(read_ply(path) if suffix == ".ply" else read_splat(path)))
+    for folder in (path, path / "export"):
+        if (folder / ABOUT).is_file():
+            return _read_folder(folder)
+    if (path / "checkpoints").is_dir():
+        raise UserError(f"{path}: this run has exported nothing yet; run `fewstep threed export {path}` first")
+    raise UserError(f"{path}: no asset there: give a folder with {ABOUT}, a run's folder, or a .ply of Gaussians")
+
+
+def _read_folder(folder: Path) -> Asset:
+    about = read_json(folder / ABOUT)
+    makers: dict[str, type[Scene]] = {"gaussians": GaussianScene, "field": FieldScene, "planes": PlaneScene}
+    kind = about.get("kind")
+    check(kind in makers, f"{folder / ABOUT}: kind '{kind}' is no scene this version knows ({', '.join(makers)})")
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / WEIGHTS}: no readable tensors there; export the scene again") from error
+    try:
+        scene = makers[str(kind)].rebuilt(about, state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder}: {ABOUT} and {WEIGHTS} do not fit each other; export the scene again") from error
+    return Asset(scene.eval(), str(about.get("prompt", "")), about)
+
+
+def save_as(scene: Scene, path: Path, resolution: int = 96) -> None:
+    """Write a scene as one file by its suffix: Gaussians as .ply or .splat, a mesh as .glb or .obj.
+
+    Raises UserError for another suffix, and where the scene has no Gaussians or no surface.
+    """
+    suffix = path.suffix.lower()
+    known = (*GAUSSIAN_FORMATS, *(each for each in FORMATS if each not in GAUSSIAN_FORMATS))
+    check(suffix in known, f"{path}: assets are written as {', '.join(known)}; give a name that ends in one")
+    if suffix not in GAUSSIAN_FORMATS:
+        export_mesh(scene.mesh(resolution), path)
+        return
+    cloud = scene.gaussians()
+    if cloud is None:
+        raise UserError(f"{path}: this scene has no Gaussians; write a mesh (.glb or .obj)")
+    (write_ply if suffix == ".ply" else write_splat)(path, cloud)

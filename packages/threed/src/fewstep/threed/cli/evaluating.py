@@ -1,0 +1,50 @@
+"""`fewstep threed eval`: an asset, or a run, in numbers."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from fewstep.core.cli import looking
+from fewstep.core.errors import UserError, check
+from fewstep.core.report.tables import table
+from fewstep.core.training.config import load_config
+from fewstep.core.training.folder import CONFIG, write_text
+from fewstep.threed.assets import read_asset
+from fewstep.threed.domain import DOMAIN
+from fewstep.threed.measuring import measure
+from fewstep.threed.settings import ThreedConfig
+from fewstep.threed.truth import find_truth
+
+
+def evaluate(args: Namespace) -> None:
+    """Measure assets and print a table; a run of a network, or any as asked, is measured as every domain's runs are."""
+    if args.as_run or (len(args.assets) == 1 and _is_run_of_networks(args.assets[0])):
+        check(len(args.assets) == 1, "--as-run measures one run: give one")
+        looking.evaluate(Namespace(**{**vars(args), "run": args.assets[0]}))
+        return
+    rows: list[dict[str, Any]] = []
+    said: list[str] = []
+    for path in args.assets:
+        asset = read_asset(path)
+        prompt = args.prompt or asset.prompt
+        truth = find_truth(prompt)
+        check(truth is not None or not args.prompt, f"--prompt: '{args.prompt}' is no prompt of the world of solids")
+        found = measure(asset.scene, truth, views=args.views, size=args.size)
+        rows.append({"asset": str(path), "prompt": prompt, **found.values})
+        said += [f"{path}: {line}" for line in found.left_out]
+    print("\n".join([table(rows), *said]))
+    if args.out is not None:
+        try:
+            write_text(args.out, json.dumps({"rows": rows}, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"{args.out}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _is_run_of_networks(path: Path) -> bool:
+    if not (path / CONFIG).is_file():
+        return False
+    config: ThreedConfig = load_config(path / CONFIG, domain=DOMAIN).domain
+    return config.student != "scene"

@@ -1,0 +1,1 @@
+"""The problems of the threed domain, one per kind of student."""

@@ -1,0 +1,1 @@
+"""Recipes of the threed domain, one file per method."""

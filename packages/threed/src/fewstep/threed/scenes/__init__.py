@@ -1,0 +1,1 @@
+"""Scenes that are optimised or made: clouds of Gaussians, and fields read from three planes."""
