@@ -199,19 +199,32 @@ def test_settings_that_cannot_be(changes):
         AppearanceConfig(**changes)
 
 
-def test_a_plan_counts_the_frozen_network_and_reads_no_weights(folders, tmp_path):
-    for name in NAMES:
-        bare = tmp_path / name
-        bare.mkdir()
-        (bare / "config.json").write_bytes((Path(folders[name]) / "config.json").read_bytes())
-        own = frozen_backbone(name, folders[name])
-        data = ["domain.data.path=", "domain.data.source=clips", f"domain.data.path={tmp_path}"]
-        told = [f"recipe.appearance.{key}" for key in (f"backbone={name}", f"backbone_path={bare}")]
-        found = plan(load_config("motion-consistency-modelscope-tiny", [*data, *told], domain=DOMAIN))
-        role = next(role for role in found.roles if role.name == "discriminator")
-        frozen = sum(x.numel() for x in (*own.parameters(), *own.buffers()))
-        assert role.parameters - role.trained >= frozen
-        assert role.parameters - role.trained < 1.1 * frozen + 2000  # the heads' spectral norms have vectors
+def bare(folder: str, tmp_path: Path) -> Path:
+    """A model's configuration without its weights."""
+    (tmp_path / "config.json").write_bytes((Path(folder) / "config.json").read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_need_no_weights(folders, name, tmp_path):
+    known = frozen_backbone(name, folders[name])
+    shapes = frozen_backbone(name, str(bare(folders[name], tmp_path)), shapes=True)
+    assert [x.shape for x in shapes.parameters()] == [x.shape for x in known.parameters()]
+    assert all(x.is_meta for x in shapes.parameters())
+    assert (shapes.channels, shapes.side, shapes.names) == (known.channels, known.side, known.names)
+    assert [x.shape for x in shapes(frames().to("meta"))] == [x.shape for x in known(frames())]
+
+
+@pytest.mark.slow
+def test_a_plan_counts_the_frozen_network(folders, tmp_path):
+    own = frozen_backbone("dinov2", folders["dinov2"])
+    data = ["domain.data.source=clips", f"domain.data.path={tmp_path}"]
+    folder = bare(folders["dinov2"], tmp_path)
+    told = ["recipe.appearance.backbone=dinov2", f"recipe.appearance.backbone_path={folder}"]
+    found = plan(load_config("motion-consistency-modelscope-tiny", [*data, *told], domain=DOMAIN))
+    role = next(role for role in found.roles if role.name == "discriminator")
+    frozen = sum(x.numel() for x in (*own.parameters(), *own.buffers()))
+    assert frozen <= role.parameters - role.trained < 1.1 * frozen + 2000  # the heads' spectral norms have vectors
 
 
 # ---------------------------------------------------------------- captions

@@ -64,7 +64,6 @@ def test_students_are_looked_at_with_the_first_frames_of_their_prompts_own_clips
         clip = batch.x0[of_prompt][0]
         assert torch.equal(given, clip * mask[None, :, None, None])
     assert problem.from_text([PROMPT])["given"].shape[2] == 0
-    assert plan(config).peak > 0  # and without any of it there
 
 
 def test_a_picture_and_a_video_go_on_and_what_is_given_is_kept(student, tmp_path):
@@ -115,5 +114,11 @@ def test_mistakes_are_one_line(student, latents, tmp_path, capsys):
     assert "given_none is a share" in error_of(capsys, *train, latents, "domain.given_none=0.5")
     prompts = ["domain.data.source=prompts", "domain.data.prompts=[a]", "domain.data.path="]
     assert "this data has none" in error_of(capsys, *train, *prompts, "domain.given_frames=1")
-    assert run(*train, latents, *SHORT[:-1]) == 0
+
+
+@pytest.mark.slow
+def test_runs_are_planned_and_those_without_given_frames_are_not_extended(latents, tmp_path, capsys):
+    config = load_config(STUDENT[1], [*STUDENT[2:], latents, *TOLD], domain=DOMAIN)
+    assert plan(config).peak > 0
+    assert run("train", "--out", tmp_path / "run", *STUDENT, latents, *SHORT[:-1]) == 0
     assert "told no first frames" in error_of(capsys, "extend", tmp_path / "run", "--prompt", PROMPT, "--frames", "4")

@@ -8,6 +8,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from fewstep.core.cli.main import domain_main
+from fewstep.core.models.loading import Teacher
 from fewstep.core.planning.plan import plan
 from fewstep.core.recipes import find_recipe
 from fewstep.core.rng import Rng
@@ -52,6 +53,14 @@ def test_clips_and_pictures_come_with_their_own_captions(data):
     assert not any("caption" in name for name in problem.conditions(2, 0))  # students are sampled without
 
 
+def test_where_shapes_are_enough_nothing_is_encoded():
+    teacher = Teacher.find("tiny:modelscope")
+    cond = {"prompt_embeds": torch.zeros(1, 5, 32)}
+    blank = caption_encoder("teacher", teacher, cond, "meta", torch.float32)
+    assert torch.equal(blank.encode(["a", "b"]), torch.zeros(2, 32))
+
+
+@pytest.mark.slow
 def test_a_run_that_is_told_captions_is_planned_without_weights(data):
     told = plan(load_config(CONFIG, [*data, *TOLD], domain=DOMAIN))
     untold = plan(load_config(CONFIG, data, domain=DOMAIN))
