@@ -21,6 +21,7 @@ from fewstep.threed.gaussians.parameters import Gaussians
 from fewstep.threed.gaussians.projection import covariances
 from fewstep.threed.gaussians.render import render
 from fewstep.threed.nerfstudio import opening
+from fewstep.threed.nerfstudio.__main__ import main
 from fewstep.threed.nerfstudio.training import SceneTraining
 from fewstep.threed.nerfstudio.world import TO_Z_UP, to_y_up, to_z_up, turned
 from fewstep.threed.problems.scene import build_scene
@@ -214,3 +215,10 @@ def test_without_nerfstudio_one_line_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "find_spec", lambda name: name)
     with pytest.raises(UserError, match=r"nerfstudio_models: no checkpoint yet"):
         opening.open_run(tmp_path)
+
+
+def test_the_command_says_mistakes_in_one_line(tmp_path, capsys):
+    assert main([str(tmp_path), str(tmp_path / "scene.glb")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "no run of nerfstudio" in said
