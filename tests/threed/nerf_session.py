@@ -34,9 +34,10 @@ def session(teacher: Path, folder: Path) -> dict[str, object]:
 
     def trained(method: str, name: str, steps: int, *words: object) -> Path:
         always = ("--machine.device-type", "cpu", "--vis", "tensorboard", "--output-dir", folder, "--timestamp", name)
-        quiet = ("--logging.local-writer.enable", "False", "--pipeline.datamanager.looks", 12)
+        quiet = ("--logging.local-writer.enable", "False")
+        sight = ("--pipeline.datamanager.looks", 12, "--pipeline.datamanager.size", 40)
         base = ("--pipeline.model.teacher", teacher, "--prompt", "a blue sphere", "--max-num-iterations", steps)
-        command(train.entrypoint, method, *always, *quiet, *base, *words)
+        command(train.entrypoint, method, *always, *quiet, *sight, *base, *words)
         return folder / "fewstep" / method / name
 
     cloud = ("--pipeline.model.scene.count", 60, "--pipeline.model.scene.degree", 2)
@@ -57,7 +58,7 @@ def session(teacher: Path, folder: Path) -> dict[str, object]:
     command(evaluation.entrypoint, "--load-config", whole / "config.yml", "--output-path", folder / "eval.json")
     found["eval"] = json.loads((folder / "eval.json").read_text(encoding="utf-8"))["results"]
 
-    small = ("--pipeline.model.scene.kind", "density", "--pipeline.model.scene.planes", 8, 4)
+    small = ("--pipeline.model.scene.kind", "neus", "--pipeline.model.scene.planes", 8, 4)
     field = trained("fewstep-vsd", "field", 2, *small, "--pipeline.model.critic-rank", 2)
     given = ("--load-config", field / "config.yml", "--output-dir", folder)
     command(exporter.entrypoint, "pointcloud", *given, "--num-points", 3000, "--num-rays-per-batch", 4096)

@@ -21,6 +21,7 @@ from fewstep.threed.gaussians.parameters import Gaussians
 from fewstep.threed.gaussians.projection import covariances
 from fewstep.threed.gaussians.render import render
 from fewstep.threed.nerfstudio import opening
+from fewstep.threed.nerfstudio.__main__ import main
 from fewstep.threed.nerfstudio.training import SceneTraining
 from fewstep.threed.nerfstudio.world import TO_Z_UP, to_y_up, to_z_up, turned
 from fewstep.threed.problems.scene import build_scene
@@ -151,6 +152,7 @@ def test_the_cameras_given_are_the_cameras_seen_from(domain):
 def test_one_backward_pass_gives_each_phase_its_own_gradients(domain, mode):
     config = replace(domain, roles=RolesConfig(mode=mode, rank=2))
     training = SceneTraining(config, VSDConfig(guidance_scale=3.0), 0, "cpu")
+    fake = training.recipe.actors.module("fake_score").train()
     losses = training.losses(training.cameras(0, SAMPLES), 0)
     assert sorted(losses) == ["fake_score/denoise", "student/vsd"]
     scene, critic = list(training.scene.parameters()), training.critic
@@ -164,6 +166,7 @@ def test_one_backward_pass_gives_each_phase_its_own_gradients(domain, mode):
         for parameter, grad in zip(parameters, grads, strict=True):
             torch.testing.assert_close(parameter.grad, grad)
     trained = {id(each) for each in (*scene, *critic)}
+    assert not fake.training  # the scene's phase comes last, and there it only judges
     teacher = training.recipe.actors.module("teacher")
     assert all(each.grad is None for each in teacher.parameters() if id(each) not in trained)
 
@@ -214,3 +217,10 @@ def test_without_nerfstudio_one_line_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "find_spec", lambda name: name)
     with pytest.raises(UserError, match=r"nerfstudio_models: no checkpoint yet"):
         opening.open_run(tmp_path)
+
+
+def test_the_command_says_mistakes_in_one_line(tmp_path, capsys):
+    assert main([str(tmp_path), str(tmp_path / "scene.glb")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "no run of nerfstudio" in said

@@ -27,7 +27,9 @@ from fewstep.threed.settings import SceneConfig, ThreedConfig
 from fewstep.threed.truth import find_truth
 from fewstep.threed.views import Views
 
-FAINT = 1e-3  # opacity under which there is no depth
+SOLID = 0.5  # the least opacity that has a depth
+BEHIND = 2.0  # how far behind the middle of the scene everything else is: exporters take it for free space
+FAINT = 1e-3
 
 
 @dataclass
@@ -100,10 +102,10 @@ class SceneModel(Model):  # type: ignore[misc]
         camera = from_nerfstudio(ray_bundle).to(self.device)
         with torch.no_grad():
             seen = self.scene.views(camera)
-        _, directions = camera.rays()
+        origins, directions = camera.rays()
         forward = camera.world_to_camera[:, None, None, 2, :3]
         along = (directions * forward).sum(-1, keepdim=True)
-        return _outputs(seen, along)
+        return _outputs(seen, origins[0], along[0])
 
     def along_rays(self, rays: RayBundle) -> dict[str, Tensor]:
         """Return what rays see of a field; UserError for Gaussians, which are seen by cameras only."""
@@ -118,7 +120,7 @@ class SceneModel(Model):  # type: ignore[misc]
         values = {
             "rgb": found.rgb.clamp(0, 1),
             "accumulation": alpha,
-            "depth": torch.where(alpha > FAINT, found.depth[:, None] / alpha.clamp_min(FAINT) / length, 0.0),
+            "depth": _depth(found.depth[:, None], alpha, origins) / length,
             "normals": (normal / normal.norm(dim=-1, keepdim=True).clamp_min(1e-9) + 1) / 2,
         }
         return {name: value.reshape(shape) for name, value in values.items()}
@@ -214,12 +216,17 @@ class SplatModel(SceneModel, SplatfactoModel):  # type: ignore[misc]
         return to_rgb(self.features_dc)
 
 
-def _outputs(seen: Views, along: Tensor) -> dict[str, Tensor]:
-    """Return the first view "h w c"; depth along the pixels' rays, as nerfstudio has it, 0 where nothing is."""
+def _outputs(seen: Views, origins: Tensor, along: Tensor) -> dict[str, Tensor]:
+    """Return the first view, "h w c"; ``along``: what the pixels' rays move along the camera's z per length."""
     rgb, alpha, depth, normal = (value[0].movedim(0, -1) for value in (seen.rgb, seen.alpha, seen.depth, seen.normal))
-    distance = depth / alpha.clamp_min(FAINT) / along[0]
-    found = {"rgb": rgb.clamp(0, 1), "accumulation": alpha, "depth": torch.where(alpha > FAINT, distance, 0.0)}
+    found = {"rgb": rgb.clamp(0, 1), "accumulation": alpha, "depth": _depth(depth / along, alpha, origins)}
     if bool(normal.any()):
         normal = to_z_up(normal)
         found["normals"] = (normal / normal.norm(dim=-1, keepdim=True).clamp_min(1e-9) + 1) / 2
     return found
+
+
+def _depth(weighted: Tensor, alpha: Tensor, origins: Tensor) -> Tensor:
+    """Return depths along rays from ones weighted by opacity; behind the scene where little is."""
+    behind = origins.norm(dim=-1, keepdim=True) + BEHIND
+    return torch.where(alpha > SOLID, weighted / alpha.clamp_min(SOLID), behind)
