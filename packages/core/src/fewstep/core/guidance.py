@@ -25,11 +25,16 @@ from fewstep.core.prediction import Kind, Prediction
 from fewstep.core.tensors import expand_to, precise, sample_sum
 
 
+def _numbers(value: float | Tensor) -> Tensor:
+    """Return a number in float64 (torch would round it to float32), tensors as they are."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
+
 def guide(
     cond: Float[Tensor, "b *d"], uncond: Float[Tensor, "b *d"], scale: float | Float[Tensor, " b"]
 ) -> Float[Tensor, "b *d"]:
     """Return ``uncond + scale (cond - uncond)``; ``scale`` is a number or one per sample."""
-    factor = expand_to(torch.as_tensor(scale), cond)
+    factor = expand_to(_numbers(scale), cond)
     return precise(uncond) + factor * (precise(cond) - precise(uncond))
 
 
@@ -62,11 +67,11 @@ def perp_neg(
     direction = precise(cond) - precise(uncond)
     total = direction
     for negative, weight in zip(negatives, weights, strict=True):
-        factor = torch.as_tensor(weight)
+        factor = _numbers(weight)
         if bool((factor > 0).any()):
             raise UserError(f"Perp-Neg weights must be <= 0, got {factor.max().item():g}")
         total = total + expand_to(factor, direction) * perpendicular(precise(negative) - precise(uncond), direction)
-    return precise(uncond) + expand_to(torch.as_tensor(scale), direction) * total
+    return precise(uncond) + expand_to(_numbers(scale), direction) * total
 
 
 def plain(cond: Cond) -> Cond:

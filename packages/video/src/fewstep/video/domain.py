@@ -15,9 +15,10 @@ from fewstep.core.data.problem import Decoder, pipeline_problem
 from fewstep.core.data.prompts import read_prompts
 from fewstep.core.data.shown import Shown, encode_captions, shown_prompts, shown_rows
 from fewstep.core.data.source import Latents, Texts, TextSource, blank_source, unique
-from fewstep.core.domain import Problem
+from fewstep.core.domain import DataSource, Problem
 from fewstep.core.errors import check
 from fewstep.core.image.pictures import Folder, Part
+from fewstep.core.models.given import ImageToVideoTeacher
 from fewstep.core.models.loading import DTYPES, Teacher
 from fewstep.core.models.settings import open_teacher
 from fewstep.core.process import Process
@@ -28,6 +29,12 @@ from fewstep.video.clip_source import EncodedClips, open_clips
 from fewstep.video.evaluation import VideoMetrics
 from fewstep.video.frame_decoder import FrameDecoder
 from fewstep.video.image_set import BlankPictures, WithImages
+from fewstep.video.image_to_video import (
+    from_text_alone,
+    shown_with_frames,
+    with_first_frames,
+    without_stock_exports,
+)
 from fewstep.video.previews import Remembered, write_previews
 from fewstep.video.settings import VideoConfig
 from fewstep.video.shipped import shipped_teachers, teacher_path
@@ -56,7 +63,10 @@ class VideoDomain:
         encoder = find_encoder(config, teacher, samples.texts, specs, device)
         if encoder is not None:
             samples.texts = ToldCaptions(samples.texts, encoder)
-        source = with_images(config, teacher, samples, device, encoder)
+        given = config.given_frames
+        frames = with_first_frames(samples, given, config.given_none) if given else samples
+        source = with_images(config, teacher, frames, device, encoder)
+        shown = shown_with_frames(shown, samples, given) if given else shown
         metrics = VideoMetrics(config.evaluation, teacher.size, decoder.decode, shown=shown, teacher=teacher)
         decode = Remembered(decoder.decode)
 
@@ -80,6 +90,9 @@ class VideoDomain:
             seed=seed,
             device=device,
         )
+        if given:
+            from_text_alone(problem)
+            without_stock_exports(problem, specs)
         if judges_frames(specs):
             check_told(problem.actors.roles["discriminator"], encoder)
             check(
@@ -94,7 +107,8 @@ class VideoDomain:
 
 def find_teacher(config: VideoConfig, *, weights: bool = True) -> Teacher:
     """Return the configured pipeline; UserError for what is none, and for a pipeline of images."""
-    teacher = open_teacher(teacher_path(config.teacher), config.model, weights=weights)
+    kind = ImageToVideoTeacher if config.given_frames else Teacher
+    teacher = open_teacher(teacher_path(config.teacher), config.model, weights=weights, kind=kind)
     if config.teacher in shipped_teachers():
         teacher.folder = replace(teacher.folder, name=config.teacher)
     check(
@@ -164,10 +178,10 @@ def load_samples(
 def with_images(
     config: VideoConfig,
     teacher: Teacher,
-    clips: TextSource,
+    clips: DataSource,
     device: torch.device | str,
     encoder: Encoder | None = None,
-) -> TextSource | WithImages:
+) -> DataSource:
     """Return the source with pictures of the image set in every batch, where one is configured.
 
     ``encoder``: of their captions, without which they come alone.

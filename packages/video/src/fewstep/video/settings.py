@@ -78,9 +78,10 @@ class VideoConfig:
     ``tiny:wan`` and the like for random weights. ``images``: how frames are to look, where that is not how the clips
     look. ``captions``: what tells the frame discriminator the captions of clips and pictures: a CLIP text model, a
     folder or a hub id, or ``teacher``, whose own text encoder does (empty: it is told none;
-    ``recipe.appearance.discriminator.caption`` is the width). ``evaluation``: what students are measured against.
-    ``watch``: what is done about a collapse. ``fps``: of previews. ``eval_prompts``: a file of prompts to look at
-    students under (empty: those of the data).
+    ``recipe.appearance.discriminator.caption`` is the width). ``given_frames``: latent frames, at most, that a network
+    is told of a clip's beginning (0: text to video); ``given_none``: the share of clips that begin from text alone.
+    ``evaluation``: what students are measured against. ``watch``: what is done about a collapse. ``fps``: of previews.
+    ``eval_prompts``: a file of prompts to look at students under (empty: those of the data).
     """
 
     teacher: str = ""
@@ -88,6 +89,8 @@ class VideoConfig:
     data: VideoDataConfig
     images: ImageSetConfig = ImageSetConfig()
     captions: str = ""
+    given_frames: int = 0
+    given_none: float = 0.0
     evaluation: EvaluationConfig = EvaluationConfig()
     watch: WatchConfig = WatchConfig()
     fps: float = 8.0
@@ -96,4 +99,9 @@ class VideoConfig:
 
     def __post_init__(self) -> None:
         check(0 < self.fps <= 240, f"domain.fps must be in (0, 240], got {self.fps:g}")
+        check(self.given_frames >= 0, f"domain.given_frames must not be negative, got {self.given_frames}")
+        check(0 <= self.given_none < 1, f"domain.given_none must lie in [0, 1), got {self.given_none:g}")
+        check(
+            self.given_frames > 0 or self.given_none == 0, "domain.given_none is a share of clips that are given frames"
+        )
         check(bool(self.teacher), "domain.teacher is missing: name a folder, a hub id, or tiny:wan")

@@ -91,6 +91,24 @@ def _pipeline(args: Namespace) -> None:
     sys.stdout.write(f"{args.out}: the autoencoder restores frames it never saw with an error of {error:.3f}\n")
 
 
+def _extend_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="of a student that is told first frames")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what the clip shows")
+    parser.add_argument(
+        "--first", type=Path, metavar="FILE", help="a picture it begins with, or a video that it goes on from (none)"
+    )
+    parser.add_argument("--frames", type=positive_of, required=True, metavar="N", help="of the whole clip")
+    parser.add_argument("--steps", type=positive_of, metavar="K", help="per window (those it was trained for)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="an .mp4 or a .gif (RUN/extended.mp4)")
+
+
+def _extend(args: Namespace) -> None:
+    from fewstep.video.extending import extend_clip
+
+    extend_clip(args)
+
+
 def _join_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("pictures", metavar="SD", help="a Stable Diffusion 1.5: folder or hub id")
     parser.add_argument("adapter", metavar="ADAPTER", help="a motion adapter: folder or hub id")
@@ -118,6 +136,9 @@ VERBS = {
     "demo": Verb("train a few-step student on drawn clips in minutes, and watch it", _demo_arguments, _demo),
     "animatediff": Verb("join a Stable Diffusion and a motion adapter to one teacher", _join_arguments, _join),
     "world-pipeline": Verb("write an untrained pipeline for the drawn world", _pipeline_arguments, _pipeline),
+    "extend": Verb(
+        "make a clip of any length, window by window, from a picture or a video", _extend_arguments, _extend
+    ),
     "prepare": Verb("encode captions and clips once, for runs to read them", _prepare_arguments, _prepare),
     "draw": Verb("draw captioned clips and images with known motion, to try things on", _draw_arguments, _draw),
 }

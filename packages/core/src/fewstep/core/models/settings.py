@@ -39,12 +39,12 @@ class ModelConfig:
         check((self.height > 0) == (self.width > 0), "domain.model.height and domain.model.width belong together")
 
 
-def open_teacher(name: str, model: ModelConfig, *, weights: bool = True) -> Teacher:
+def open_teacher(name: str, model: ModelConfig, *, weights: bool = True, kind: type[Teacher] = Teacher) -> Teacher:
     """Return a teacher by name, opened as a config says; UserError for what is no readable pipeline.
 
-    ``weights``: whether a hub's are downloaded, too.
+    ``weights``: whether a hub's are downloaded, too; ``kind``: how its network is read.
     """
-    found = Teacher.find(
+    found = kind.find(
         name,
         revision=model.revision,
         variant=model.variant,

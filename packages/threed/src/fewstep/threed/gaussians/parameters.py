@@ -87,22 +87,25 @@ class GaussianParameters(nn.Module):
 
     def __init__(self, start: Gaussians) -> None:
         super().__init__()
-        self.params = nn.ParameterDict(
-            {
-                "means": _leaf(start.means),
-                "scales": _leaf(start.log_scales),
-                "quats": _leaf(start.quaternions),
-                "opacities": _leaf(start.opacity_logits),
-                "sh0": _leaf(start.harmonics[:, :1]),
-                "shN": _leaf(start.harmonics[:, 1:]),
-            }
-        )
+        self.params = nn.ParameterDict({name: _leaf(values) for name, values in named(start).items()})
 
     def forward(self) -> Gaussians:
         """Return the cloud, with gradients to the parameters."""
         params = {name: self.params[name] for name in self.params}
         harmonics = torch.cat([params["sh0"], params["shN"]], dim=1)
         return Gaussians(params["means"], params["scales"], params["quats"], params["opacities"], harmonics)
+
+
+def named(gaussians: Gaussians) -> dict[str, Tensor]:
+    """Return the raw tensors under the names gsplat's strategies look for."""
+    return {
+        "means": gaussians.means,
+        "scales": gaussians.log_scales,
+        "quats": gaussians.quaternions,
+        "opacities": gaussians.opacity_logits,
+        "sh0": gaussians.harmonics[:, :1],
+        "shN": gaussians.harmonics[:, 1:],
+    }
 
 
 def _leaf(values: Tensor) -> nn.Parameter:

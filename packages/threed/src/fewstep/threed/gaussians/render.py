@@ -46,9 +46,38 @@ def render(
         "backgrounds": background,
         "render_mode": render_mode,
     }
-    if choose(backend, gaussians.means.device) == "torch":
+    return _rasterise(arguments, choose(backend, gaussians.means.device))
+
+
+def render_features(
+    gaussians: Gaussians,
+    features: Float[Tensor, "c n d"],
+    world_to_camera: Float[Tensor, "c 4 4"],
+    intrinsics: Float[Tensor, "c 3 3"],
+    width: int,
+    height: int,
+    *,
+    backend: str = "auto",
+) -> tuple[Float[Tensor, "c h w d"], Float[Tensor, "c h w 1"], dict[str, Any]]:
+    """Return sums of ``features`` over nothing, alphas and gsplat's meta; ``backend`` as for :func:`render`."""
+    arguments: dict[str, Any] = {
+        "means": gaussians.means,
+        "quats": gaussians.quaternions,
+        "scales": gaussians.scales,
+        "opacities": gaussians.opacities,
+        "colors": features,
+        "viewmats": world_to_camera,
+        "Ks": intrinsics,
+        "width": width,
+        "height": height,
+    }
+    return _rasterise(arguments, choose(backend, gaussians.means.device))
+
+
+def _rasterise(arguments: dict[str, Any], backend: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    if backend == "torch":
         return rasterization(**arguments)
-    import gsplat  # type: ignore[import-untyped]
+    import gsplat
 
     images, alphas, meta = gsplat.rasterization(**arguments, packed=False)
     return images, alphas, meta

@@ -29,7 +29,7 @@ from fewstep.threed.shapes import split_prompts
 
 VIEWS, CHANNELS, SIDE = 8, 48, 8
 PROCESS = EDM(sigma_min=0.002, sigma_max=80.0, sigma_data=1.0)
-STAGES = {"teacher": 1200, "decoder": 500, "student": 700}  # and their steps
+STAGES = {"teacher": 450, "decoder": 500, "student": 300}  # and their steps
 CONFIG = GSV3DConfig(decoder=DecoderConfig(layers=3), weighting="uniform", weight_3d=1.0, train_decoder=True)
 RANK = 16
 

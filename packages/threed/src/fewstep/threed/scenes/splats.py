@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fewstep.core.errors import UserError
@@ -14,8 +13,8 @@ from fewstep.core.rng import Rng
 from fewstep.threed.cameras import Camera
 from fewstep.threed.fields.fusion import fuse
 from fewstep.threed.fields.meshes import Mesh
+from fewstep.threed.gaussians.geometry import views
 from fewstep.threed.gaussians.parameters import Gaussians
-from fewstep.threed.gaussians.render import render
 from fewstep.threed.views import Scene, Views, mean_opacity
 
 OPACITY = 0.3  # at the start: what lies behind still gets gradients
@@ -50,22 +49,10 @@ class GaussianScene(Scene):
         return Gaussians(**{name: self.stored[name] * rate for name, rate in self.rates.items()})
 
     def views(self, camera: Camera, background: float | Tensor = 1.0, rng: Rng | None = None) -> Views:
-        """Return what ``camera`` sees, normals left at 0."""
-        behind = torch.as_tensor(background, dtype=torch.float32, device=camera.intrinsics.device)
-        behind = behind.reshape(-1, behind.shape[-1] if behind.ndim else 1).expand(len(camera), 3)
-        image, alpha, _ = render(
-            self.gaussians(),
-            camera.world_to_camera,
-            camera.intrinsics,
-            camera.width,
-            camera.height,
-            render_mode="RGB+D",
-            backend=self.backend,
-        )
-        rgb, depth, alpha = image[..., :3].movedim(-1, 1), image[..., 3:].movedim(-1, 1), alpha.movedim(-1, 1)
-        self._seen = {"opacity": mean_opacity(alpha)}
-        rgb = rgb + (1 - alpha) * behind[:, :, None, None]
-        return Views(rgb, alpha, depth, torch.zeros_like(rgb))
+        """Return what ``camera`` sees; normals are the Gaussians' shortest axes."""
+        seen = Views(*views(self.gaussians(), camera, background, self.backend))
+        self._seen = {"opacity": mean_opacity(seen.alpha)}
+        return seen
 
     def penalties(self, rng: Rng) -> dict[str, Tensor]:
         """Return ``opacity``, of the last render."""

@@ -223,8 +223,8 @@ class FrameLatents(Latents):
 class OrbitJudge(Judge):
     """SV3D judging whole orbits; its prompt is a picture, the object's front and the orbit's last view.
 
-    picture, ``elevation_deg``, ``size``: as for :class:`Zero123Judge`.
-    Its cameras are those of the orbit at the picture's elevation, with the middle distance and angle of ``ranges``.
+    picture, ``elevation_deg``, ``size``: as for :class:`Zero123Judge`. Its cameras are those of the orbit at the
+    picture's elevation, with the middle distance and angle of ``ranges``.
     """
 
     def __init__(
