@@ -26,7 +26,9 @@ def session(teacher: Path, folder: Path) -> dict[str, object]:
     from nerfstudio.scripts import eval as evaluation
     from nerfstudio.scripts import exporter, train
 
+    from fewstep.threed.assets import read_asset
     from fewstep.threed.gaussians.ply import read_ply
+    from fewstep.threed.nerfstudio.__main__ import main
     from fewstep.threed.nerfstudio.opening import open_run
     from fewstep.threed.nerfstudio.world import TO_Z_UP, turned
 
@@ -65,6 +67,10 @@ def session(teacher: Path, folder: Path) -> dict[str, object]:
     coarse = ("--resolution", 48, "--downscale-factor", 1, "--texture-method", "tsdf")
     command(exporter.entrypoint, "tsdf", *given, *coarse)
     found |= shapes(folder, open_run(field).scene)
+    codes = [main([str(field), str(folder / "field.glb")]), main([str(whole / "config.yml"), str(folder / "asset")])]
+    kept = read_asset(folder / "asset")
+    found["command"] = [*codes, (folder / "field.glb").stat().st_size > 0, kept.prompt]
+    found["kept"] = difference(kept.scene.gaussians().means, mine.means)
     return found
 
 

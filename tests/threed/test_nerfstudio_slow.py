@@ -84,3 +84,8 @@ def test_ns_export_makes_points_and_a_mesh_of_the_fields_surface(found):
     assert found["points"] > 1000
     assert found["points_off"] < 0.1
     assert found["mesh_off"] < 0.15
+
+
+def test_our_command_takes_the_scene_out_of_a_run(found):
+    assert found["command"] == [0, 0, True, "a blue sphere"]
+    assert found["kept"] == 0

@@ -19,7 +19,7 @@ class Cost:
     """Filled when its block ends: ``seconds``, ``peak_bytes`` over those at its start, and the ``device`` in words.
 
     On CUDA they are the tensors' of this process; on a CPU its resident memory, looked at every 5 ms, so that less
-    than the truth may be seen of a short block.
+    than the truth may be seen of a short block, and of a small one: systems count pages with a lag.
     """
 
     device: str
