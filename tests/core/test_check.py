@@ -49,7 +49,7 @@ def holds(name, process=None, **settings):
 # ---------------------------------------------------------------- the package's own recipes
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "accvideo" else n for n in BUILT_IN])
 def test_every_recipe_holds_on_the_table_of_stable_diffusion(name):
     checked = holds(name)
     assert {"gradients reach the trained roles", "pieces of a batch are the whole", "finite at both ends"} <= checked

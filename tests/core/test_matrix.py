@@ -27,7 +27,10 @@ CELLS = {
 }
 
 
-@pytest.mark.parametrize("recipe", CELLS)
+QUICK = ("dmd2", "tdm", "consistency", "ladd")  # one of each kind
+
+
+@pytest.mark.parametrize("recipe", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CELLS])
 def test_a_short_training_beats_the_teacher_at_the_same_steps(recipe, tmp_path):
     cell, run = CELLS[recipe], tmp_path / "run"
     train = ["image", "train", "--config", cell.config, "--out", str(run), *cell.overrides, *SHORT]

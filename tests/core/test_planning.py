@@ -25,6 +25,7 @@ bench = load_benchmark()
 LORA = ("domain.roles.mode=lora", "domain.roles.rank=8")
 DMD2 = ("recipe.name=dmd2", "recipe.fake_updates=1")
 CHECKPOINTING = "domain.roles.checkpointing=true"
+QUICK = ((*DMD2, *LORA, CHECKPOINTING), ("recipe.name=consistency",))  # of the peaks that are measured
 
 
 def config_of(*overrides: str) -> RunConfig:
@@ -54,15 +55,16 @@ def phase(found: MemoryPlan, name: str):
 @pytest.mark.parametrize(
     "overrides",
     [
-        DMD2,
-        (*DMD2, *LORA),
-        (*DMD2, *LORA, CHECKPOINTING),
-        (*DMD2, "train.micro_batch=16", "recipe.guidance_scale=2"),
-        ("recipe.name=tdm", *LORA),
-        ("recipe.name=consistency",),
-        ("recipe.name=ladd",),
+        pytest.param(case, marks=() if case in QUICK else pytest.mark.slow, id=" ".join(c.split("=")[-1] for c in case))
+        for case in (
+            *QUICK,
+            DMD2,
+            (*DMD2, *LORA),
+            (*DMD2, "train.micro_batch=16", "recipe.guidance_scale=2"),
+            ("recipe.name=tdm", *LORA),
+            ("recipe.name=ladd",),
+        )
     ],
-    ids=lambda overrides: " ".join(each.split("=")[-1] for each in overrides),
 )
 def test_the_peak_is_what_the_profiler_sees(overrides):
     config = config_of(*overrides)
@@ -70,7 +72,11 @@ def test_the_peak_is_what_the_profiler_sees(overrides):
 
 
 @pytest.mark.parametrize(
-    ("case", "extra"), [("dmd2, LoRA, guidance", (CHECKPOINTING,)), ("fine-tuning, full", ())], ids=["dmd2", "plain"]
+    ("case", "extra"),
+    [
+        pytest.param("dmd2, LoRA, guidance", (CHECKPOINTING,), marks=pytest.mark.slow, id="dmd2"),
+        pytest.param("fine-tuning, full", (), id="plain"),
+    ],
 )
 def test_the_peak_with_attention_is_what_the_profiler_sees(case, extra):
     network = bench.NETWORKS["small"] | {"block_out_channels": (32, 64), "attention_head_dim": 2}
@@ -110,6 +116,7 @@ def test_weights_are_not_read(tmp_path, monkeypatch):
     assert whole == bare
 
 
+@pytest.mark.slow
 def test_activations_are_affine_in_the_micro_batch():
     two, four, eight = (
         phase(planned(*DMD2, f"train.micro_batch={micro}", "train.batch=64"), "student").activations
@@ -119,12 +126,14 @@ def test_activations_are_affine_in_the_micro_batch():
     assert two < four < eight
 
 
+@pytest.mark.slow
 def test_lora_costs_in_proportion_to_the_rank():
     four, eight = (planned(*DMD2, "domain.roles.mode=lora", f"domain.roles.rank={rank}") for rank in (4, 8))
     for field in ("trained", "optimizer", "gradients", "average"):
         assert getattr(role(eight, "student"), field) == 2 * getattr(role(four, "student"), field)
 
 
+@pytest.mark.slow
 def test_optimizers_keep_what_is_known_of_them():
     expected = {"adamw": 8, "sgd": 0, "radam": 8}
     for name, each in expected.items():
@@ -143,17 +152,20 @@ def test_a_shared_base_is_counted_once():
     assert sum(each.weights for each in full.roles) == 3 * base
 
 
+@pytest.mark.slow
 def test_recomputing_saves_activations_and_nothing_else():
     kept, again = planned(*DMD2), planned(*DMD2, CHECKPOINTING)
     assert phase(again, "student").activations < 0.8 * phase(kept, "student").activations
     assert phase(again, "student").resident == phase(kept, "student").resident
 
 
+@pytest.mark.slow
 def test_no_average_no_memory():
     with_one, without = planned("recipe.name=consistency"), planned("recipe.name=consistency", "train.ema.kind=none")
     assert with_one.resident - without.resident == role(with_one, "student").average > 0
 
 
+@pytest.mark.slow
 def test_processes_share_the_batch_and_sharding_the_rest():
     config = config_of(*DMD2)
     one, two = plan(config), plan(config, processes=2)
@@ -164,6 +176,7 @@ def test_processes_share_the_batch_and_sharding_the_rest():
     assert one.sharded(10**9) >= max(each.activations for each in one.phases)
 
 
+@pytest.mark.slow
 def test_advice_is_what_planning_with_it_gives():
     overrides = ["train.steps=2", "train.batch=64", *DMD2]
 
@@ -179,6 +192,7 @@ def test_advice_is_what_planning_with_it_gives():
     assert needs == sorted(needs, reverse=True)
 
 
+@pytest.mark.slow
 def test_sharding_is_advised_last(monkeypatch):
     monkeypatch.setattr(advice_module, "candidates", lambda config, found: ())
     config = config_of(*DMD2)
@@ -240,6 +254,7 @@ def test_no_hooks_are_left_behind():
     assert len(module._global_forward_pre_hooks) == before
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables_advice_and_json(tmp_path, capsys):
     file = tmp_path / "plan.json"
     assert main(["plan", "dmd2-digits", "--gpu-gib", "0.51", "--json", str(file), "train.batch=32"]) == DONE
@@ -248,6 +263,9 @@ def test_the_command_prints_tables_advice_and_json(tmp_path, capsys):
     numbers = json.loads(file.read_text())
     assert numbers["peak"] == max(each["peak"] for each in numbers["phases"])
     assert numbers["fits"] is False
+
+
+def test_the_command_says_what_fits(capsys):
     assert main(["plan", "dmd2-digits", "--gpu-gib", "24", "train.batch=8"]) == DONE
     assert "fits into 24.00 GiB" in capsys.readouterr().out
 

@@ -120,6 +120,7 @@ def test_a_method_trains_its_roles_exports_and_completes(name, teacher, tmp_path
     assert len(points_in(out)) > 100
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_the_run_that_never_stopped(teacher, tmp_path):
     given = (*LEARNED, *QUICK, f"domain.teacher={teacher}", "recipe.neighbours=8", "optim.schedule=constant")
     for name, steps in (("straight", 4), ("stopped", 2)):
@@ -138,6 +139,7 @@ def chamfer_of(run: Path, capsys) -> dict[str, float]:
     return {row["sampler"].split(",")[0]: row["Chamfer distance"] for row in rows}
 
 
+@pytest.mark.slow
 def test_a_student_comes_nearer_to_the_scene_than_its_teacher_in_one_step(teacher, tmp_path, capsys):
     run = tmp_path / "run"
     rates = ("train.steps=25", "optim.lr=2e-3", "optim.schedule=constant", "recipe.point_weight=0")

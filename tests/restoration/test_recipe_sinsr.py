@@ -163,6 +163,7 @@ def test_of_a_network_of_residuals_the_start_is_read_from_its_noise(std):
     assert sigma * std / length < 0.041, "of the clean sample"
 
 
+@pytest.mark.slow
 def test_a_network_of_residuals_learns_the_inverse_in_the_closed_form():
     """By plain descent: read from its clean sample it would take a thousand times as many steps."""
     student = ResidualDenoiser(Back(0, 0, 0), PROCESS, 0.5)

@@ -18,7 +18,7 @@ CELLS = {
 }
 
 
-@pytest.mark.parametrize("recipe", CELLS)
+@pytest.mark.parametrize("recipe", ["sds", pytest.param("vsd", marks=pytest.mark.slow)])
 def test_a_short_training_beats_the_teacher_at_the_same_steps(recipe, tmp_path):
     cell, run = CELLS[recipe], tmp_path / "run"
     assert threed("train", "--config", cell.config, "--out", run, *cell.overrides, *SHORT) == 0
