@@ -13,7 +13,7 @@ from fewstep.core.planning.plan import plan
 from fewstep.core.recipes import find_recipe
 from fewstep.core.rng import Rng
 from fewstep.core.training.config import load_config
-from fewstep.video.appearance.captions import caption_encoder
+from fewstep.video.appearance.captions import caption_encoder, centred
 from fewstep.video.domain import DOMAIN, find_teacher
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -44,13 +44,24 @@ def test_clips_and_pictures_come_with_their_own_captions(data):
     known = encoder.encode(list(COLOURS))
     assert_close(known.square().mean(1), torch.ones(3))
     assert torch.cdist(known, known).fill_diagonal_(9).min() > 0.1
+    known = centred(known, [0, 1, 2])
     cond = problem.data.batch(Rng.for_batch(0, 0, 12), "cpu").cond
     shown = cond["images"].mean((-2, -1)).argmax(-1)  # which colour a picture has
     assert_close(cond["image_caption"], known[shown], atol=1e-5, rtol=1e-5)
     assert shown.unique().numel() == 3
-    clips = encoder.encode(["a boat", "a fox"])
+    clips = centred(encoder.encode(["a boat", "a fox"]), [0, 1])
     assert torch.cdist(cond["caption"], clips).min(1).values.max() < 1e-4
     assert not any("caption" in name for name in problem.conditions(2, 0))  # students are sampled without
+
+
+def test_how_a_set_words_its_captions_is_not_told():
+    own = torch.randn(4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = [0, 0, 1, 2, 3, 3, 3]
+    told = centred(own, rows)
+    assert_close(told[rows].mean(0), torch.zeros(8, dtype=torch.float64))
+    assert_close(told[rows].square().mean(), torch.ones((), dtype=torch.float64))
+    assert_close(centred(own + torch.arange(8), rows), told)  # "... moves left", in every caption
+    assert_close(centred(own[:1], [0, 0]), torch.zeros(1, 8, dtype=torch.float64))
 
 
 def test_where_shapes_are_enough_nothing_is_encoded():

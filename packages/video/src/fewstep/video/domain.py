@@ -24,7 +24,7 @@ from fewstep.core.models.loading import DTYPES, Teacher
 from fewstep.core.models.settings import open_teacher
 from fewstep.core.process import Process
 from fewstep.core.recipe import RoleSpec
-from fewstep.video.appearance.captions import Encoder, ToldCaptions, caption_encoder
+from fewstep.video.appearance.captions import Encoder, ToldCaptions, caption_encoder, centred
 from fewstep.video.appearance.discriminator import FrameDiscriminator
 from fewstep.video.clip_source import EncodedClips, open_clips
 from fewstep.video.evaluation import VideoMetrics
@@ -213,7 +213,7 @@ def with_images(
     captions, rows = unique([captioned.caption(index) for index in range(len(captioned))])
     place = {file: index for index, file in enumerate(pictures.files)}
     known = Part(pictures, [place[file] for file in captioned.files])
-    return WithImages(clips, known, teacher.size, images.each, encoder.encode(captions)[rows])
+    return WithImages(clips, known, teacher.size, images.each, centred(encoder.encode(captions), rows)[rows])
 
 
 DOMAIN = VideoDomain()

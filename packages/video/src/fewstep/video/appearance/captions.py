@@ -103,6 +103,17 @@ def _unit(x: Float[Tensor, "n e"]) -> Float[Tensor, "n e"]:
     return x / x.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
+def centred(embeddings: Float[Tensor, "n e"], rows: Sequence[int]) -> Float[Tensor, "n e"]:
+    """Return captions' embeddings less their mean over the samples, ``rows``, of a set, of root mean square 1 there.
+
+    Captions of clips are worded unlike those of pictures ("moves left"), which would tell a discriminator, whatever a
+    frame shows, what is real. Its projection is linear in the embedding: without their means the sets look alike.
+    """
+    used = embeddings[list(rows)]
+    moved = embeddings - used.mean(0)
+    return moved / (used - used.mean(0)).square().mean().sqrt().clamp_min(1e-12)
+
+
 def caption_encoder(path: str, teacher: Teacher, cond: Cond, device: torch.device | str, dtype: torch.dtype) -> Encoder:
     """Return what embeds captions: ``teacher``, or the CLIP text model of a folder or a hub id.
 
@@ -150,4 +161,4 @@ class ToldCaptions:
 
     @cached_property
     def _embeddings(self) -> Tensor:
-        return self.encoder.encode(self.texts.captions)
+        return centred(self.encoder.encode(self.texts.captions), self.texts.rows)
