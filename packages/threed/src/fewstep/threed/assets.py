@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fewstep.core.models.student import facts_table, replacing, write_json
 from fewstep.threed.fields.export import FORMATS, export_mesh
 from fewstep.threed.gaussians.ply import read_ply, write_ply
 from fewstep.threed.gaussians.splat import read_splat, write_splat
+from fewstep.threed.metrics.cost import Cost
 from fewstep.threed.planes.field import PlaneScene
 from fewstep.threed.scenes.field import FieldScene
 from fewstep.threed.scenes.splats import GaussianScene
@@ -34,15 +35,18 @@ class Asset:
     about: Mapping[str, Any] | None = None
 
 
-def write_asset(scene: Scene, folder: Path, card: Mapping[str, Any], *, prompt: str = "") -> None:
+def write_asset(
+    scene: Scene, folder: Path, card: Mapping[str, Any], *, prompt: str = "", cost: Cost | None = None
+) -> None:
     """Write a scene into ``folder``, replacing what was there: its weights, a mesh, and Gaussians where it has some.
 
-    A scene without a surface is written without a mesh, and its README says so.
+    A scene without a surface is written without a mesh, and its README says so. ``cost``: of making it.
     """
     with replacing(folder) as aside:
         state = {name: value.detach().cpu().contiguous() for name, value in scene.state_dict().items()}
         save_file(state, str(aside / WEIGHTS))
-        write_json(aside / ABOUT, {"prompt": prompt, **scene.describe()})
+        spent = {} if cost is None else {"cost": asdict(cost)}
+        write_json(aside / ABOUT, {"prompt": prompt, **scene.describe(), **spent})
         lines = [f"- `{WEIGHTS}`, `{ABOUT}`: the scene, for `fewstep threed render` and the like"]
         try:
             export_mesh(scene.mesh(), aside / MESH)
@@ -53,8 +57,9 @@ def write_asset(scene: Scene, folder: Path, card: Mapping[str, Any], *, prompt: 
                 lines.append(f"- `{SPLATS}`: its Gaussians in the usual layout, for any viewer of splats")
         except UserError as error:
             lines.append(f"- not everything could be made: {error}")
+        facts = {**card, **({} if cost is None else {"made in": cost.words(), "made on": cost.device})}
         text = f"# {prompt or card.get('name', 'asset')}\n\n" + "\n".join(lines)
-        (aside / "README.md").write_text(f"{text}\n\n| | |\n|---|---|\n{facts_table(card)}\n", encoding="utf-8")
+        (aside / "README.md").write_text(f"{text}\n\n| | |\n|---|---|\n{facts_table(facts)}\n", encoding="utf-8")
 
 
 def read_asset(path: Path) -> Asset:
