@@ -17,6 +17,13 @@ def _eval_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--size", type=positive, default=64, metavar="N", help="of the pictures, in pixels (64)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the numbers as JSON as well")
+    parser.add_argument(
+        "--clip", default="", metavar="MODEL",
+        help="measure against prompts, whatever they say: a folder or hub id of CLIP",
+    )  # fmt: skip
+    parser.add_argument(
+        "--candidates", type=Path, metavar="FILE", help="prompts that CLIP chooses from besides those of the assets"
+    )
     model = parser.add_argument_group("for runs of networks")
     model.add_argument("--as-run", action="store_true", help="measure a scene's run so too, beside its teacher")
     model.add_argument("-n", type=positive, default=256, metavar="N", help="number of samples (256)")
