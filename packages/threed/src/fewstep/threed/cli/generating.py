@@ -16,7 +16,7 @@ from fewstep.core.data.prompts import read_prompts
 from fewstep.core.errors import UserError, check
 from fewstep.core.training.opened import open_run
 from fewstep.core.training.world import World
-from fewstep.threed.assets import save_as, write_asset
+from fewstep.threed.assets import check_target, save_as, write_asset
 from fewstep.threed.domain import DOMAIN
 from fewstep.threed.image_to_3d import load_image_to_3d
 from fewstep.threed.metrics.cost import Cost, measure_cost
@@ -45,19 +45,21 @@ def generate(args: Namespace) -> None:
     single = len(texts or args.image) == 1
     out: Path = args.out
     check(single or not out.suffix, f"-o {out}: several assets need a folder, not a file")
+    if out.suffix:
+        check_target(out, args.texture)
     makers = _of_images(args) if args.image else _per_scene(args, texts) if args.method else _at_once(args, texts)
     for made in makers:
         with measure_cost() as writing:
-            written = _write(made, out if single else out / made.name, args.resolution)
+            written = _write(made, out if single else out / made.name, args)
         print(f"{written}: made in {made.cost.words()}; written in {writing.words()}")
 
 
-def _write(made: Made, path: Path, resolution: int) -> Path:
+def _write(made: Made, path: Path, args: Namespace) -> Path:
+    mesh = {"resolution": args.resolution, "texture": args.texture}
     if path.suffix:
-        check(path.parent.is_dir(), f"{path}: the folder is not there; make it first")
-        save_as(made.scene, path, resolution)
+        save_as(made.scene, path, **mesh)
     else:
-        write_asset(made.scene, path, {"name": made.name}, prompt=made.prompt, cost=made.cost)
+        write_asset(made.scene, path, {"name": made.name}, prompt=made.prompt, cost=made.cost, **mesh)
     return path
 
 
