@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from threed.scene_bed import threed, tiny_folder
 
 from fewstep.core.training.trackers import read_metrics
 from fewstep.threed.assets import read_asset
+from fewstep.threed.metrics.cost import Cost
 from fewstep.threed.teachers.view_model import load_model
 
 QUIET = ("train.eval_every=0", "train.preview_every=0", "train.log_every=1", "train.batch=2")
@@ -70,6 +73,46 @@ def test_an_asset_is_made_of_a_prompt_by_a_method(teacher, tmp_path, capsys):
     assert len(read_asset(out).scene.gaussians()) == 40
     assert threed("eval", out, "--prompt", "a blue cone", "--views", 2, "--size", 16) == 0
     assert "psnr" in capsys.readouterr().out
+
+
+def test_what_each_asset_took_is_said_and_kept(tmp_path, capsys, monkeypatch):
+    passed = itertools.count(1)
+
+    @contextmanager
+    def measured(device="cpu"):
+        cost = Cost(str(device))
+        yield cost
+        cost.seconds, cost.peak_bytes = float(next(passed)), 2**21
+
+    monkeypatch.setattr("fewstep.threed.cli.generating.measure_cost", measured)
+    assert threed("generate", "--prompt", "a red cone", "--prompt", "a blue box", "-o", tmp_path) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        f"{tmp_path / 'a-red-cone'}: made in 1.0 s, 2 MiB more at the peak; written in 2.0 s, 2 MiB more at the peak",
+        f"{tmp_path / 'a-blue-box'}: made in 3.0 s, 2 MiB more at the peak; written in 4.0 s, 2 MiB more at the peak",
+    ]
+    about = json.loads((tmp_path / "a-blue-box" / "asset.json").read_text())
+    assert about["cost"] == {"device": "cpu", "seconds": 3.0, "peak_bytes": 2**21}
+    assert "| made in | 3.0 s, 2 MiB" in (tmp_path / "a-blue-box" / "README.md").read_text()
+    assert read_asset(tmp_path / "a-blue-box").prompt == "a blue box"
+
+
+def test_what_a_scene_took_includes_its_training(teacher, tmp_path, capsys):
+    asked = (
+        "--prompt",
+        "a blue cone",
+        "--method",
+        "sds",
+        "-o",
+        tmp_path / "a",
+        f"domain.teacher={teacher}",
+        "train.steps=1",
+    )
+    assert threed("generate", *asked, *SCENE, *QUIET) == 0
+    cost = json.loads((tmp_path / "a" / "asset.json").read_text())["cost"]
+    assert f"made in {cost['seconds']:.1f} s" in capsys.readouterr().out
+    assert cost["peak_bytes"] >= 0
+    assert cost["seconds"] > 0
 
 
 @pytest.mark.parametrize(

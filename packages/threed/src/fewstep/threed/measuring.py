@@ -23,6 +23,7 @@ from fewstep.threed.views import Scene, Views
 VIEWS = 8
 SIZE = 64
 DISTANCE, FOV_Y_DEG = 3.2, 40.0
+START = 11.25
 POINTS = 4000
 WITHIN = 0.05
 TOLERANCE = 0.05
@@ -36,11 +37,16 @@ class Measured:
     left_out: tuple[str, ...] = ()
 
 
-def unseen_views(views: int = VIEWS, size: int = SIZE, elevation_deg: float = 17.0, start_deg: float = 11.25) -> Camera:
+def unseen_views(views: int = VIEWS, size: int = SIZE, elevation_deg: float = 17.0, start_deg: float = START) -> Camera:
     """Return a ring of cameras at angles that training, whose cameras are drawn, meets with probability 0."""
-    azimuth = start_deg + torch.arange(views, dtype=torch.float32) * (360 / views)
+    azimuth = view_azimuths(views, start_deg)
     full = torch.ones_like(azimuth)
     return orbit(azimuth, full * elevation_deg, full * DISTANCE, full * FOV_Y_DEG, size, size)
+
+
+def view_azimuths(views: int, start_deg: float = START) -> Float[Tensor, " v"]:
+    """Return the azimuths of :func:`unseen_views`, in degrees."""
+    return start_deg + torch.arange(views, dtype=torch.float32) * (360 / views)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
-from fewstep.core.cli.verbs import counts, positive, takes_settings
+from fewstep.core.cli.verbs import DOMAIN_VERBS, counts, positive, takes_settings
 from fewstep.core.verb import Verb
 
 
@@ -17,6 +17,13 @@ def _eval_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--size", type=positive, default=64, metavar="N", help="of the pictures, in pixels (64)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the numbers as JSON as well")
+    parser.add_argument(
+        "--clip", default="", metavar="MODEL",
+        help="measure against prompts, whatever they say: a folder or hub id of CLIP",
+    )  # fmt: skip
+    parser.add_argument(
+        "--candidates", type=Path, metavar="FILE", help="prompts that CLIP chooses from besides those of the assets"
+    )
     model = parser.add_argument_group("for runs of networks")
     model.add_argument("--as-run", action="store_true", help="measure a scene's run so too, beside its teacher")
     model.add_argument("-n", type=positive, default=256, metavar="N", help="number of samples (256)")
@@ -45,6 +52,31 @@ def _degrees(text: str) -> float:
     return value
 
 
+def _texels(text: str) -> int:
+    value = int(text) if text.isdigit() else -1
+    if value != 0 and not 16 <= value <= 8192:
+        raise ArgumentTypeError(f"'{text}' is not 0 or a whole number from 16 to 8192")
+    return value
+
+
+def _texture_argument(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--texture", type=_texels, default=0, metavar="N",
+        help="bake the mesh's colours into a picture of N texels a side (0: into its vertices)",
+    )  # fmt: skip
+
+
+def _export_arguments(parser: ArgumentParser) -> None:
+    DOMAIN_VERBS["export"].arguments(parser)
+    _texture_argument(parser)
+
+
+def _export(args: Namespace) -> None:
+    from fewstep.threed.cli.exporting import export
+
+    export(args)
+
+
 def _generate_arguments(parser: ArgumentParser) -> None:
     what = parser.add_argument_group("of what")
     what.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
@@ -61,6 +93,7 @@ def _generate_arguments(parser: ArgumentParser) -> None:
         "-o", "--out", type=Path, required=True, metavar="OUT", help=".glb, .obj, .ply or .splat; or a folder for all"
     )
     parser.add_argument("--resolution", type=positive, default=96, metavar="N", help="of the mesh's grid (96)")
+    _texture_argument(parser)
     takes_settings(parser)
 
 
@@ -125,5 +158,6 @@ VERBS = {
     "render": Verb("write an asset as seen from all around: film, page or sheet", _render_arguments, _render),
     "view": Verb("show an asset in the browser", _view_arguments, _view),
     "generate": Verb("make assets of prompts or pictures", _generate_arguments, _generate),
+    "export": Verb(DOMAIN_VERBS["export"].summary, _export_arguments, _export),
     "eval": Verb("measure assets against the truth and their views against each other", _eval_arguments, _eval),
 }

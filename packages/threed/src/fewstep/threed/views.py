@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fewstep.core.errors import UserError
 from fewstep.core.rng import Rng
 from fewstep.threed.cameras import Camera
 from fewstep.threed.fields.meshes import Mesh
@@ -46,6 +47,10 @@ class Scene(nn.Module, ABC):
     def gaussians(self) -> Gaussians | None:
         """Return the scene's Gaussians, None where it has none."""
         return None
+
+    def colour_field(self) -> Callable[[Tensor], Tensor]:
+        """Return a function from points "n 3" of the surface to colours, for textures; UserError if there is none."""
+        raise UserError("this scene has colours at its vertices only: leave the texture out")
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-import resource
 import shutil
-import sys
 import tempfile
-import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +16,10 @@ from fewstep.core.data.prompts import read_prompts
 from fewstep.core.errors import UserError, check
 from fewstep.core.training.opened import open_run
 from fewstep.core.training.world import World
-from fewstep.threed.assets import save_as, write_asset
+from fewstep.threed.assets import check_target, save_as, write_asset
 from fewstep.threed.domain import DOMAIN
 from fewstep.threed.image_to_3d import load_image_to_3d
+from fewstep.threed.metrics.cost import Cost, measure_cost
 from fewstep.threed.orbit.pixels import prepare, read_picture
 from fewstep.threed.planes.shipped import find_planes
 from fewstep.threed.scenes.splats import GaussianScene
@@ -30,16 +28,16 @@ from fewstep.threed.views import Scene
 
 @dataclass(frozen=True)
 class Made:
-    """A scene, what it was made of, and the seconds it took, loading left out."""
+    """A scene, what it was made of, and what that took, loading left out."""
 
     scene: Scene
     prompt: str
     name: str
-    seconds: float
+    cost: Cost
 
 
 def generate(args: Namespace) -> None:
-    """Make an asset of each prompt or picture, write it, and say how long it took."""
+    """Make an asset of each prompt or picture, write it, and say what both took."""
     texts = [*(args.prompt or ()), *(read_prompts(args.prompts) if args.prompts else ())]
     check(bool(texts) != bool(args.image), "give prompts (--prompt, --prompts) or pictures (--image), one of the two")
     for text in texts:
@@ -47,31 +45,30 @@ def generate(args: Namespace) -> None:
     single = len(texts or args.image) == 1
     out: Path = args.out
     check(single or not out.suffix, f"-o {out}: several assets need a folder, not a file")
+    if out.suffix:
+        check_target(out, args.texture)
     makers = _of_images(args) if args.image else _per_scene(args, texts) if args.method else _at_once(args, texts)
     for made in makers:
-        since = time.perf_counter()
-        written = _write(made, out if single else out / made.name, args.resolution)
-        took = time.perf_counter() - since
-        print(f"{written}: made in {made.seconds:.1f} s, written in {took:.1f} s")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform != "darwin" else 1)
-    print(f"peak memory of this process: {peak / 2**30:.2f} GiB")
+        with measure_cost() as writing:
+            written = _write(made, out if single else out / made.name, args)
+        print(f"{written}: made in {made.cost.words()}; written in {writing.words()}")
 
 
-def _write(made: Made, path: Path, resolution: int) -> Path:
+def _write(made: Made, path: Path, args: Namespace) -> Path:
+    mesh = {"resolution": args.resolution, "texture": args.texture}
     if path.suffix:
-        check(path.parent.is_dir(), f"{path}: the folder is not there; make it first")
-        save_as(made.scene, path, resolution)
+        save_as(made.scene, path, **mesh)
     else:
-        write_asset(made.scene, path, {"name": made.name, "seconds": f"{made.seconds:.1f}"}, prompt=made.prompt)
+        write_asset(made.scene, path, {"name": made.name}, prompt=made.prompt, cost=made.cost, **mesh)
     return path
 
 
 def _at_once(args: Namespace, texts: list[str]) -> Iterator[Made]:
     model = find_planes(args.student)
     for text in texts:
-        since = time.perf_counter()
-        (scene,) = model.scenes([text], args.seed)
-        yield Made(scene, text, _slug(text), time.perf_counter() - since)
+        with measure_cost() as cost:
+            (scene,) = model.scenes([text], args.seed)
+        yield Made(scene, text, _slug(text), cost)
 
 
 def _of_images(args: Namespace) -> Iterator[Made]:
@@ -79,27 +76,28 @@ def _of_images(args: Namespace) -> Iterator[Made]:
     model = load_image_to_3d(args.student) if args.student else load_image_to_3d()
     for path in args.image:
         pixels = prepare(read_picture(path), model.geometry.size, fit=args.fit, name=str(path))
-        since = time.perf_counter()
-        cloud = model.gaussians(pixels[None], args.elevation, args.seed)[0]
-        yield Made(GaussianScene(cloud), "", path.stem, time.perf_counter() - since)
+        with measure_cost() as cost:
+            cloud = model.gaussians(pixels[None], args.elevation, args.seed)[0]
+        yield Made(GaussianScene(cloud), "", path.stem, cost)
 
 
 def _per_scene(args: Namespace, texts: list[str]) -> Iterator[Made]:
     for text in texts:
         with _run_folder(args, text) as run:
-            since = time.perf_counter()
-            asked = [*args.overrides, f"domain.prompt={text}", f"seed={args.seed}"]
-            given = Namespace(
-                config=f"{args.method}-solids", overrides=asked, domain=DOMAIN.name, print_config=False, out=run
-            )
-            outcome = train_new(given)
-            if outcome is None or outcome.stopped:
-                raise UserError(
-                    f"stopped; go on with `fewstep threed resume {run}`, then `fewstep threed export {run}`"
-                )
-            scene = open_run(run, World()).exported()
-            assert isinstance(scene, Scene)
-            yield Made(scene.eval(), text, _slug(text), time.perf_counter() - since)
+            with measure_cost(World().device) as cost:
+                scene = _distilled(args, text, run)
+            yield Made(scene, text, _slug(text), cost)
+
+
+def _distilled(args: Namespace, text: str, run: Path) -> Scene:
+    asked = [*args.overrides, f"domain.prompt={text}", f"seed={args.seed}"]
+    given = Namespace(config=f"{args.method}-solids", overrides=asked, domain=DOMAIN.name, print_config=False, out=run)
+    outcome = train_new(given)
+    if outcome is None or outcome.stopped:
+        raise UserError(f"stopped; go on with `fewstep threed resume {run}`, then `fewstep threed export {run}`")
+    scene = open_run(run, World()).exported()
+    assert isinstance(scene, Scene)
+    return scene.eval()
 
 
 @contextmanager

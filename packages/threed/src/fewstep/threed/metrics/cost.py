@@ -26,6 +26,10 @@ class Cost:
     seconds: float = 0.0
     peak_bytes: int = 0
 
+    def words(self) -> str:
+        """Return seconds and memory for people."""
+        return f"{self.seconds:.1f} s, {self.peak_bytes / 2**20:.0f} MiB more at the peak"
+
 
 @contextmanager
 def measure_cost(device: torch.device | str = "cpu") -> Iterator[Cost]:

@@ -50,14 +50,27 @@ def prompt_scores(
     Chance is 1 / (number of candidates): say how many with the number. Raises UserError where counts differ, a prompt
     is not among the candidates, or there are fewer than two.
     """
-    check(len(pictures) == len(prompts), f"CLIP score: {len(pictures)} assets and {len(prompts)} prompts")
     known = list(dict.fromkeys(candidates))
     check(len(known) >= 2, f"R-precision: {len(known)} prompt to choose from says nothing; give two or more")
+    seen = clip.embed_pictures(2 * pictures.flatten(0, 1).float() - 1)
+    return seen_scores(clip, seen.reshape(*pictures.shape[:2], -1), prompts, known, prefix=prefix)
+
+
+def seen_scores(
+    clip: Embedder,
+    seen: Float[Tensor, "a v e"],
+    prompts: Sequence[str],
+    candidates: Sequence[str],
+    *,
+    prefix: str = PREFIX,
+) -> PromptScores:
+    """Return what :func:`prompt_scores` does, of the vectors of views; among one candidate any view is right."""
+    check(len(seen) == len(prompts), f"CLIP score: {len(seen)} assets and {len(prompts)} prompts")
+    known = list(dict.fromkeys(candidates))
     for prompt in prompts:
         check(prompt in known, f"R-precision: the prompt '{prompt}' is not among the candidates; add it")
-    views = pictures.shape[1]
-    seen = clip.embed_pictures(2 * pictures.flatten(0, 1).float() - 1)
-    cosine = (seen @ clip.embed_prompts([prefix + each for each in known]).T).reshape(-1, views, len(known))
+    views = seen.shape[1]
+    cosine = seen @ clip.embed_prompts([prefix + each for each in known]).T
     own = torch.tensor([known.index(prompt) for prompt in prompts], device=cosine.device)
     mine = cosine.gather(2, own[:, None, None].expand(-1, views, 1))[..., 0]
     right = (cosine.argmax(2) == own[:, None]).to(mine.dtype)

@@ -244,6 +244,10 @@ class PlaneScene(Scene):
         self._meshes[resolution] = keep_large_parts(found).coloured(at_points(field.colour))
         return self._meshes[resolution]
 
+    def colour_field(self) -> Callable[[Tensor], Tensor]:
+        """Return the field's colours."""
+        return at_points(self.field().colour)
+
     def gaussians(self) -> Gaussians:
         """Return a cloud of flat Gaussians on the mesh; UserError where there is none."""
         return surfels(self.mesh(), self.config.gaussians)

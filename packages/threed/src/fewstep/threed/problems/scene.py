@@ -148,7 +148,7 @@ def build_scene(config: ThreedConfig, specs: Sequence[RoleSpec], seed: int, devi
     def export(student: Any, plan: StepPlan, folder: Path, card: Mapping[str, Any]) -> None:
         from fewstep.threed.assets import write_asset
 
-        write_asset(student, folder, card, prompt=config.prompt)
+        write_asset(student.cpu(), folder, card, prompt=config.prompt)
 
     return Problem(
         actors=Actors({"student": scene, **roles}, judge.process, judge.shape, renderer.generate, penalties=penalties),

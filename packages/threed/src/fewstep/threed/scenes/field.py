@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -128,6 +128,10 @@ class FieldScene(Scene):
         else:
             made = extract_mesh(self.shape, resolution)
         return keep_large_parts(made).coloured(self.colour)
+
+    def colour_field(self) -> Callable[[Tensor], Tensor]:
+        """Return the field's colours."""
+        return self.colour
 
     def describe(self) -> dict[str, Any]:
         """Return what :meth:`rebuilt` needs besides the tensors."""

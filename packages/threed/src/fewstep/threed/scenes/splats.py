@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fewstep.core.errors import UserError
 from fewstep.core.rng import Rng
 from fewstep.threed.cameras import Camera
-from fewstep.threed.fields.fusion import fuse
+from fewstep.threed.fields.fusion import FusedDepths, all_around, fuse
 from fewstep.threed.fields.meshes import Mesh
 from fewstep.threed.gaussians.geometry import views
 from fewstep.threed.gaussians.parameters import Gaussians
@@ -19,6 +20,7 @@ from fewstep.threed.views import Scene, Views, mean_opacity
 
 OPACITY = 0.3  # at the start: what lies behind still gets gradients
 SEEN = 0.05  # of a Gaussian: below, it bounds no mesh
+LOOKED, BAND = 256, 0.08  # pixels of the pictures a texture is made of, and how far from its point each may see
 RATES = {"means": 0.3, "log_scales": 1.0, "quaternions": 1.0, "opacity_logits": 4.0, "harmonics": 1.0}
 """How fast each parameter moves under one learning rate: it is stored divided by this, which Adam undoes."""
 
@@ -67,6 +69,14 @@ class GaussianScene(Scene):
         reach = cloud.means.detach().abs() + 2 * cloud.scales.detach().amax(dim=1, keepdim=True)
         bound = float(reach[seen].max().clamp(0.1, 1.0))
         return fuse(self.views, max(8, resolution * 2 // 3), bound=bound)  # the cube is fitted: fewer points do
+
+    def colour_field(self) -> Callable[[Tensor], Tensor]:
+        """Return what pictures from all around show of points of the surface, their mean."""
+        camera = all_around(LOOKED)
+        with torch.no_grad():
+            seen = [self.views(camera.select(i, i + 1)) for i in range(len(camera))]
+        parts = [torch.cat(found) for found in zip(*([v.rgb, v.alpha, v.depth, v.normal] for v in seen), strict=True)]
+        return FusedDepths(Views(*parts), camera, BAND).colour
 
     def describe(self) -> dict[str, Any]:
         """Return what :meth:`rebuilt` needs besides the tensors."""
