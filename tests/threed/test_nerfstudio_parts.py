@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
+from importlib.metadata import entry_points
 
 import pytest
 import torch
@@ -207,16 +209,31 @@ def test_what_is_no_run_is_refused(tmp_path):
         opening.open_run(tmp_path)
 
 
-def test_without_nerfstudio_one_line_says_what_to_do(tmp_path, monkeypatch):
+def test_without_nerfstudio_one_line_says_what_to_do(tmp_path, monkeypatch, capsys):
     (tmp_path / "config.yml").write_text(f"{opening.HEAD}\n", encoding="utf-8")
     assert opening.is_run(tmp_path / "config.yml")
     monkeypatch.setattr(opening, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'fewstep-threed\[nerfstudio\]'") as refusal:
         opening.open_run(tmp_path)
     assert "\n" not in str(refusal.value)
+    assert main([str(tmp_path), str(tmp_path / "scene.glb")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "pip install 'fewstep-threed[nerfstudio]'" in said
     monkeypatch.setattr(opening, "find_spec", lambda name: name)
     with pytest.raises(UserError, match=r"nerfstudio_models: no checkpoint yet"):
         opening.open_run(tmp_path)
+
+
+def test_without_nerfstudio_its_methods_say_what_to_do(monkeypatch):
+    methods = entry_points(group="nerfstudio.method_configs").select(name="fewstep-sds")
+    monkeypatch.setitem(sys.modules, "nerfstudio", None)
+    monkeypatch.delitem(sys.modules, "fewstep.threed.nerfstudio.methods", raising=False)
+    (method,) = methods
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'fewstep-threed\[nerfstudio\]'") as refusal:
+        method.load()
+    assert "\n" not in str(refusal.value)
+    assert refusal.value.__suppress_context__  # nothing but that line and where it is from
 
 
 def test_the_command_says_mistakes_in_one_line(tmp_path, capsys):

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from nerfstudio.engine.optimizers import AdamOptimizerConfig  # type: ignore[import-not-found]
-from nerfstudio.engine.trainer import TrainerConfig  # type: ignore[import-not-found]
-from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig  # type: ignore[import-not-found]
-from nerfstudio.plugins.types import MethodSpecification  # type: ignore[import-not-found]
+try:
+    from nerfstudio.engine.optimizers import AdamOptimizerConfig  # type: ignore[import-not-found]
+    from nerfstudio.engine.trainer import TrainerConfig  # type: ignore[import-not-found]
+    from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig  # type: ignore[import-not-found]
+    from nerfstudio.plugins.types import MethodSpecification  # type: ignore[import-not-found]
+except ModuleNotFoundError as missing:
+    if missing.name is None or missing.name.partition(".")[0] != "nerfstudio":
+        raise
+    from fewstep.threed.nerfstudio.opening import NEEDED
+
+    raise ModuleNotFoundError(NEEDED, name=missing.name) from None
 
 from fewstep.core.recipes.generator import FakeScoreConfig
 from fewstep.core.recipes.rollout import StudentConfig

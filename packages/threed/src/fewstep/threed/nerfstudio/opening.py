@@ -12,6 +12,7 @@ from fewstep.threed.assets import Asset
 CONFIG = "config.yml"
 HEAD = "!!python/object:nerfstudio.engine.trainer.TrainerConfig"
 CHECKPOINTS = "nerfstudio_models"
+NEEDED = "nerfstudio is not installed: pip install 'fewstep-threed[nerfstudio]' into an environment of its own"
 
 
 def is_run(path: Path) -> bool:
@@ -29,10 +30,7 @@ def open_run(path: Path) -> Asset:
     nerfstudio reads it, and its configs are Python objects: open runs of people you trust only.
     """
     check(is_run(path), f"{path}: no run of nerfstudio: give the {CONFIG} that `ns-train` wrote, or its folder")
-    check(
-        find_spec("nerfstudio") is not None,
-        f"{path}: nerfstudio is not installed: pip install 'fewstep-threed[nerfstudio]' into an environment of its own",
-    )
+    check(find_spec("nerfstudio") is not None, f"{path}: {NEEDED}")
     folder = path if path.is_dir() else path.parent
     check(
         any((folder / CHECKPOINTS).glob("step-*.ckpt")),
