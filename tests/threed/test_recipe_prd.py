@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from fewstep.core.analytic import GaussianTeacher, MixtureTeacher
 from fewstep.core.errors import UserError
+from fewstep.core.guidance import Guided, guidance_terms, plain
 from fewstep.core.process import VP, times
 from fewstep.core.recipe import Actors, Batch, LossTerms
 from fewstep.core.recipes.rollout import Noised, Sample
@@ -101,6 +102,20 @@ def test_the_direction_is_that_of_the_guidance_times_its_excess():
         w = (c.sigma / c.alpha * (guided - at.normal_like("eps", y))).abs().mean()
         wanted = (scale - 1) * (c.sigma / c.alpha) * there / (w + 0.1)
         assert_close(torch.autograd.grad(value.sum(), y)[0][0], wanted)
+
+
+def test_negative_prompts_with_weights_guide_as_everywhere():
+    told = Says(lambda x, t, cond: torch.sin(x * (2.0 + cond["label"][:, None])), SD)
+    recipe, rng = recipe_of(PRDConfig(teacher=CSD, **QUIET)), Rng(0, 0, (0, 1))
+    y = rng.normal("y", (3,)).double()
+    cond = {"label": torch.tensor([0, 1])}
+    cond |= {"negative/label": torch.tensor([[2], [3]]), "negative/weights": torch.tensor([[-0.7], [-0.2]], dtype=F64)}
+    at = Noised(y, y, torch.tensor([400.0, 800.0], dtype=F64), torch.ones(2), torch.ones(2))
+    guided, base = recipe.predictions(told, CSD, Sample(y, cond), at, 7.5, rng, 0)
+    assert_close(guided, Guided(told, 7.5).eps(y, at.t, cond))
+    terms = guidance_terms(told, cond)
+    assert_close(base, terms.combine([told.eps(y, at.t, each) for each in terms.conds], 1.0))
+    assert float((guided - Guided(told, 7.5).eps(y, at.t, plain(cond))).abs().max()) > 0.1
 
 
 def test_unguided_classifier_score_distillation_is_nothing_and_told_so():

@@ -19,7 +19,7 @@ from torch import Tensor
 from fewstep.core.denoiser import Cond, Denoiser, concat
 from fewstep.core.errors import check, nearest
 from fewstep.core.grids import time_grid
-from fewstep.core.guidance import Guided, guide
+from fewstep.core.guidance import Guided, guidance_terms, plain
 from fewstep.core.losses.integral import Normalizer, asd_loss, asd_time, normalizing_weight
 from fewstep.core.losses.monitors import gap
 from fewstep.core.process import Process, times
@@ -254,12 +254,14 @@ class PRD(Recipe):
         if settings.against == "noise":
             return Guided(teacher, scale).eps(at.x_t, at.t, sample.cond), at.eps
         if settings.asd_ratio == 0:
-            cond, uncond = _with_and_without(teacher, sample, at)
-            return guide(cond, uncond, scale), cond
+            terms = guidance_terms(teacher, sample.cond)
+            count = len(terms.conds)
+            found = teacher.eps(torch.cat([at.x_t] * count), torch.cat([at.t] * count), concat(list(terms.conds)))
+            return terms.combine(found.chunk(count), scale), terms.combine(found.chunk(count), 1.0)
         later = shifted_time(teacher.process, self.config.time, at.t, settings.asd_ratio, rng.uniform("asd"), step)
         noisier = noised_at(teacher.process, sample, later, at.eps)
         guided = Guided(teacher, scale).eps(at.x_t, at.t, sample.cond)
-        return guided, teacher.eps(noisier.x_t, noisier.t, sample.cond)
+        return guided, teacher.eps(noisier.x_t, noisier.t, plain(sample.cond))
 
 
 def shifted_time(
@@ -270,13 +272,6 @@ def shifted_time(
     shift = asd_time(t, low, share.to(t), ratio) - t
     shift = shift.clamp_min(0)
     return (t + (shift.floor() if process.discrete else shift)).clamp_max(process.t_max)
-
-
-def _with_and_without(teacher: Denoiser, sample: Sample, at: Noised) -> tuple[Tensor, Tensor]:
-    """Return the noises predicted with and without the condition, in one doubled batch."""
-    told = concat([sample.cond, teacher.null(sample.cond)])
-    cond, uncond = teacher.eps(torch.cat([at.x_t, at.x_t]), torch.cat([at.t, at.t]), told).chunk(2)
-    return cond, uncond
 
 
 def sparsity(seen: Views) -> Float[Tensor, " v"]:
