@@ -78,3 +78,33 @@ class TimedBackbone(ExtensibleBackbone):
             bias = self.time_embedding.linear_2.bias
             bias.add_(self.extra_inputs(cond, self.time_features, type(self).__name__)[0].to(bias))
         self.extra_inputs, self.extras = None, ()
+
+
+class UNetBackbone(TimedBackbone):
+    """A diffusers U-Net, ``unet``, behind a denoiser; subclasses say what it is told."""
+
+    unet: Any
+
+    @property
+    def network(self) -> nn.Module:
+        """The diffusers U-Net."""
+        unet: nn.Module = self.unet
+        return unet
+
+    @property
+    def time_embedding(self) -> Any:
+        """The U-Net's time embedding."""
+        return self.unet.time_embedding
+
+    @property
+    def time_features(self) -> Callable[[Tensor], Tensor]:
+        """The U-Net's sinusoids."""
+        features: Callable[[Tensor], Tensor] = self.unet.time_proj
+        return features
+
+    def taps(self, where: str = "bottleneck") -> tuple[str, ...]:
+        """Return the middle block (without one, the last on the way down), or all blocks from input to output."""
+        downs = tuple(f"unet.down_blocks.{i}" for i in range(len(self.unet.down_blocks)))
+        ups = tuple(f"unet.up_blocks.{i}" for i in range(len(self.unet.up_blocks)))
+        middle = ("unet.mid_block",) if self.unet.mid_block is not None else downs[-1:]
+        return middle if where == "bottleneck" else (*dict.fromkeys((*downs, *middle, *ups)),)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.core.denoiser import Cond
 from fewstep.core.errors import UserError, check
 from fewstep.core.networks.backbone import entry, join_channels, null_label
-from fewstep.core.networks.timed import TimedBackbone
+from fewstep.core.networks.timed import UNetBackbone
 from fewstep.core.rng import Rng
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ INPUTS_FILE = "fewstep_inputs.json"
 EXTRAS_FILE = "fewstep_extras.safetensors"
 
 
-class UNet2DBackbone(TimedBackbone):
+class UNet2DBackbone(UNetBackbone):
     """A diffusers ``UNet2DModel`` behind a denoiser; images are "b c h w".
 
     A UNet with class embeddings needs cond["label"]; with ``null_class`` its last embedding is the unconditional class.
@@ -94,23 +94,6 @@ class UNet2DBackbone(TimedBackbone):
         return cls(unet, null_class=null_class, concat=concat)
 
     @property
-    def network(self) -> nn.Module:
-        """The diffusers UNet."""
-        unet: nn.Module = self.unet
-        return unet
-
-    @property
-    def time_embedding(self) -> Any:
-        """The UNet's time embedding."""
-        return self.unet.time_embedding
-
-    @property
-    def time_features(self) -> Callable[[Tensor], Tensor]:
-        """The UNet's sinusoids."""
-        features: Callable[[Tensor], Tensor] = self.unet.time_proj
-        return features
-
-    @property
     def multiple(self) -> int:
         """What the sides of samples must be multiples of, so that halving them never rounds."""
         return int(2 ** (len(self.unet.down_blocks) - 1))
@@ -127,13 +110,6 @@ class UNet2DBackbone(TimedBackbone):
     def null(self, cond: Cond) -> Cond:
         """Return the condition with the null class in place of the labels; UserError without one."""
         return null_label(cond, self.null_class, type(self).__name__)
-
-    def taps(self, where: str = "bottleneck") -> tuple[str, ...]:
-        """Return the middle block, or every block from input to output."""
-        downs = tuple(f"unet.down_blocks.{i}" for i in range(len(self.unet.down_blocks)))
-        ups = tuple(f"unet.up_blocks.{i}" for i in range(len(self.unet.up_blocks)))
-        middle = ("unet.mid_block",) if self.unet.mid_block is not None else downs[-1:]
-        return middle if where == "bottleneck" else (*dict.fromkeys((*downs, *middle, *ups)),)
 
     def save(self, folder: Path) -> None:
         """Write the UNet as stock diffusers does, and beside it what this class adds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from fewstep.core.denoiser import Cond
 from fewstep.core.errors import UserError, check
 from fewstep.core.models.files import check_weights, quiet, read_json, readable
 from fewstep.core.networks.backbone import entry
-from fewstep.core.networks.timed import TimedBackbone
+from fewstep.core.networks.timed import UNetBackbone
 from fewstep.core.rng import Rng
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class JointAttention:
         return out.reshape(hidden_states.shape)
 
 
-class OrbitUNet(TimedBackbone):
+class OrbitUNet(UNetBackbone):
     """Views "b v c h w" denoised together; the picture's latent is appended to each, and its pixels are attended to.
 
     Reads ``image``, ``azimuth`` and ``polar``. Unconditional is a picture of zeros, as in SVD.
@@ -82,23 +82,6 @@ class OrbitUNet(TimedBackbone):
             )
         return cls(unet, views)
 
-    @property
-    def network(self) -> nn.Module:
-        """The diffusers UNet."""
-        unet: nn.Module = self.unet
-        return unet
-
-    @property
-    def time_embedding(self) -> Any:
-        """The UNet's time embedding."""
-        return self.unet.time_embedding
-
-    @property
-    def time_features(self) -> Callable[[Tensor], Tensor]:
-        """The UNet's sinusoids, of times in the hundreds."""
-        proj: Callable[[Tensor], Tensor] = self.unet.time_proj
-        return proj
-
     def forward(self, x: Float[Tensor, "b v c h w"], time: Float[Tensor, " b"], cond: Cond) -> Tensor:
         """Return the raw output, shaped like ``x``; UserError for another number of views or a missing entry."""
         who = type(self).__name__
@@ -119,12 +102,6 @@ class OrbitUNet(TimedBackbone):
     def null(self, cond: Cond) -> Cond:
         """Return the condition with a picture of zeros."""
         return dict(cond) | {"image": torch.zeros_like(entry(cond, "image", type(self).__name__))}
-
-    def taps(self, where: str = "bottleneck") -> tuple[str, ...]:
-        """Return the middle block, or every block from input to output."""
-        downs = tuple(f"unet.down_blocks.{i}" for i in range(len(self.unet.down_blocks)))
-        ups = tuple(f"unet.up_blocks.{i}" for i in range(len(self.unet.up_blocks)))
-        return ("unet.mid_block",) if where == "bottleneck" else (*downs, "unet.mid_block", *ups)
 
     def save(self, folder: Path) -> None:
         """Write the UNet as diffusers does, and beside it the number of views; UserError with extra inputs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from fewstep.core.denoiser import Cond, NetworkDenoiser
 from fewstep.core.errors import check
 from fewstep.core.models.files import PipelineFolder
 from fewstep.core.networks.backbone import entry
-from fewstep.core.networks.timed import TimedBackbone
+from fewstep.core.networks.timed import UNetBackbone
 from fewstep.threed.orbit.convention import AUGMENTATION
 from fewstep.threed.orbit.reading import KarrasV, karras_process
 
@@ -27,7 +27,7 @@ CLIP_SIZE = 224
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class VideoBackbone(TimedBackbone):
+class VideoBackbone(UNetBackbone):
     """Frames "b f c h w" denoised together; the picture's latent is appended to each, its CLIP embedding attended to.
 
     Reads ``image``, ``image_embeds`` "b 1 d", ``azimuth`` and ``polar`` (SV3D's three scalars are the noise on the
@@ -42,23 +42,6 @@ class VideoBackbone(TimedBackbone):
         self.unet, self.extra_inputs = unet, None
         width, told = unet.config.addition_time_embed_dim, unet.config.projection_class_embeddings_input_dim
         check(told == 3 * width, f"{NETWORK}: it is told {told / width:g} scalars, SV3D's are 3; give SVD or SV3D")
-
-    @property
-    def network(self) -> nn.Module:
-        """The diffusers UNet."""
-        unet: nn.Module = self.unet
-        return unet
-
-    @property
-    def time_embedding(self) -> Any:
-        """The UNet's time embedding."""
-        return self.unet.time_embedding
-
-    @property
-    def time_features(self) -> Callable[[Tensor], Tensor]:
-        """The UNet's sinusoids."""
-        features: Callable[[Tensor], Tensor] = self.unet.time_proj
-        return features
 
     def forward(self, x: Float[Tensor, "b f c h w"], time: Float[Tensor, " b"], cond: Cond) -> Tensor:
         """Return the raw output, shaped like ``x``; UserError when the condition lacks an entry."""

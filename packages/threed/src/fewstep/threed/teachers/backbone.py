@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ from fewstep.core.denoiser import Cond
 from fewstep.core.errors import UserError, check
 from fewstep.core.models.files import read_json
 from fewstep.core.networks.backbone import entry
-from fewstep.core.networks.timed import TimedBackbone
+from fewstep.core.networks.timed import UNetBackbone
 from fewstep.core.rng import Rng
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Words(nn.Module):
         return out
 
 
-class ViewBackbone(TimedBackbone):
+class ViewBackbone(UNetBackbone):
     """A diffusers ``UNet2DConditionModel`` that reads cond["tokens"] through its own words and cond["camera"].
 
     The camera's 16 numbers (:func:`fewstep.threed.cameras.conventions.mvdream_condition`) enter as the network's class
@@ -124,23 +124,6 @@ class ViewBackbone(TimedBackbone):
             )
             return cls(unet, Words(words, length, text_width), patch)
 
-    @property
-    def network(self) -> nn.Module:
-        """The diffusers UNet."""
-        unet: nn.Module = self.unet
-        return unet
-
-    @property
-    def time_embedding(self) -> Any:
-        """The UNet's time embedding."""
-        return self.unet.time_embedding
-
-    @property
-    def time_features(self) -> Callable[[Tensor], Tensor]:
-        """The UNet's sinusoids."""
-        features: Callable[[Tensor], Tensor] = self.unet.time_proj
-        return features
-
     def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """Return the raw output "b c h w"; UserError when the condition lacks an entry."""
         who = type(self).__name__
@@ -154,12 +137,6 @@ class ViewBackbone(TimedBackbone):
     def null(self, cond: Cond) -> Cond:
         """Return the condition of the empty prompt; the camera stays."""
         return dict(cond) | {TOKENS: torch.zeros_like(entry(cond, TOKENS, type(self).__name__))}
-
-    def taps(self, where: str = "bottleneck") -> tuple[str, ...]:
-        """Return the middle block, or every block from input to output."""
-        downs = tuple(f"unet.down_blocks.{i}" for i in range(len(self.unet.down_blocks)))
-        ups = tuple(f"unet.up_blocks.{i}" for i in range(len(self.unet.up_blocks)))
-        return ("unet.mid_block",) if where == "bottleneck" else (*downs, "unet.mid_block", *ups)
 
     def save(self, folder: Path) -> None:
         """Write the UNet as stock diffusers does, and the words beside it."""

@@ -19,7 +19,7 @@ from fewstep.core.image.teacher import reading
 from fewstep.core.models.files import INDEX, PipelineFolder, check_weights, read_json
 from fewstep.core.models.sd import StableDiffusion
 from fewstep.core.networks.backbone import entry
-from fewstep.core.networks.timed import TimedBackbone
+from fewstep.core.networks.timed import UNetBackbone
 from fewstep.core.process import Process
 from fewstep.core.rng import Rng
 from fewstep.core.tensors import precise
@@ -45,7 +45,7 @@ ZERO123 = {
 }
 
 
-class Zero123Backbone(TimedBackbone):
+class Zero123Backbone(UNetBackbone):
     """A U-Net that is shown a picture and told how far to turn from it (Zero-1-to-3, arXiv 2303.11328).
 
     Reads cond["image"] "b c h w", the picture's unscaled latent, appended to the sample's channels;
@@ -67,23 +67,6 @@ class Zero123Backbone(TimedBackbone):
             f"{PROJECTION} makes {projection.out_features} numbers, the U-Net attends to {config.cross_attention_dim}",
         )
         self.unet, self.projection, self.extra_inputs = unet, projection, None
-
-    @property
-    def network(self) -> nn.Module:
-        """The diffusers UNet."""
-        unet: nn.Module = self.unet
-        return unet
-
-    @property
-    def time_embedding(self) -> Any:
-        """The UNet's time embedding."""
-        return self.unet.time_embedding
-
-    @property
-    def time_features(self) -> Callable[[Tensor], Tensor]:
-        """The UNet's sinusoids."""
-        features: Callable[[Tensor], Tensor] = self.unet.time_proj
-        return features
 
     def forward(self, x: Float[Tensor, "b c h w"], time: Float[Tensor, " b"], cond: Cond) -> Tensor:
         """Return the raw output, shaped like ``x``; UserError when the condition lacks an entry."""
