@@ -53,14 +53,18 @@ class Decoder:
 
     def read(self, source: ClipSource, indices: Sequence[int], size: tuple[int, int] | None, reader: str) -> Frames:
         """Return frames "f h w 3" by ``reader``, ``av`` or ``decord``; Unreadable as in :meth:`probe`."""
+        import torch  # the worker imports this package, and must start fast
+
         request = {"do": "read", "indices": list(indices), "size": size, "reader": reader}
         with self._lock:
             answer = self._ask(source, request)
             if self._shared is None:
                 raise Unreadable(source.name, "its decoder gave no memory")
             shape = tuple(answer["shape"])
-            # a copy, since the memory is used again; touching it for the first time is what would cost
-            frames: Frames = np.frombuffer(self._shared, np.uint8, int(np.prod(shape))).reshape(shape).copy()
+            # a copy, since the memory is used again, and in torch's memory: numpy asks for huge pages, for which a
+            # machine that runs for long moves others about, for several times as long as the copy itself takes
+            frames: Frames = torch.empty(shape, dtype=torch.uint8).numpy()
+            frames[:] = np.frombuffer(self._shared, np.uint8, frames.size).reshape(shape)
             if len(self._shared) > KEEP:
                 self._shared = None
             return frames
