@@ -132,7 +132,7 @@ def gaussians(runs: Runs) -> dict[str, object]:
         "gaussians": len(mine),
         "moved": apart(runs.state(whole), runs.state(part)),
         "resumed": apart(runs.state(whole), runs.state(rest)),
-        "first_step": difference(open_run(csd).scene.gaussians().means, start.gaussians().means),
+        "first_step": difference(open_run(csd).scene.stored["means"], start.stored["means"]),
         "splat": max(difference(getattr(up, name), getattr(exported, name)) for name in vars(up)),
         "eval": json.loads((folder / "eval.json").read_text(encoding="utf-8"))["results"],
         "asset": [code, asset.prompt, kept.prompt, difference(kept.scene.gaussians().means, mine.means)],
