@@ -70,7 +70,7 @@ def test_depths_from_all_around_fuse_into_the_surface(text):
         seen = render(truth.solid, camera.world_to_camera, camera.intrinsics, camera.width, camera.height, samples=1)
         return Views(seen.rgb, seen.alpha, seen.depth, seen.normal)
 
-    mesh = fuse(look, resolution=48, size=48)
+    mesh = fuse(look, resolution=48, size=48, radius=0.75)
     true = scene.mesh()
     assert abs(mesh.volume() / true.volume() - 1) < 0.12
     assert float((truth.solid.distance(mesh.vertices)).abs().mean()) < 0.03

@@ -14,7 +14,7 @@ from fewstep.core.rng import Rng
 from fewstep.threed.cameras import Camera
 from fewstep.threed.fields.fusion import FusedDepths, all_around, fuse
 from fewstep.threed.fields.meshes import Mesh
-from fewstep.threed.gaussians.geometry import views
+from fewstep.threed.gaussians.geometry import front_views, views
 from fewstep.threed.gaussians.parameters import Gaussians
 from fewstep.threed.views import Scene, Views, mean_opacity
 
@@ -66,9 +66,14 @@ class GaussianScene(Scene):
         seen = cloud.opacities > SEEN
         if not bool(seen.any()):
             raise UserError("nothing to make a mesh of: no Gaussian is opaque enough to be seen; train longer")
-        reach = cloud.means.detach().abs() + 2 * cloud.scales.detach().amax(dim=1, keepdim=True)
-        bound = float(reach[seen].max().clamp(0.1, 1.0))
-        return fuse(self.views, max(8, resolution * 2 // 3), bound=bound)  # the cube is fitted: fewer points do
+        means, wide = cloud.means.detach()[seen], 2 * cloud.scales.detach()[seen].amax(dim=1)
+        bound = float((means.abs().amax(dim=1) + wide).max().clamp(0.1, 1.0))
+        radius = float((means.norm(dim=1) + wide).max().clamp(0.1, 3**0.5))
+
+        def look(camera: Camera) -> Views:
+            return Views(*front_views(cloud, camera, 1.0, self.backend))
+
+        return fuse(look, max(8, resolution * 3 // 4), size=64, bound=bound, radius=radius)  # fitted: fewer points do
 
     def colour_field(self) -> Callable[[Tensor], Tensor]:
         """Return what pictures from all around show of points of the surface, their mean."""
