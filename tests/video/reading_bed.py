@@ -10,6 +10,10 @@ from pathlib import Path
 import av
 import numpy as np
 
+SHARED = "shared/data/clip_flipping_a_pancake.mkv"
+PANCAKE = next((path for above in Path(__file__).parents if (path := above / SHARED).exists()), Path(SHARED))
+"""A real clip, for those who have it."""
+
 
 def numbered(count: int, height: int = 32, width: int = 48) -> np.ndarray:
     """Frames "f h w 3" that all differ: a bar that moves over a gradient."""

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from core.model_bed import teacher
 from PIL import Image
-from video.reading_bed import numbered, rotated, write, write_empty, write_sound
+from video.reading_bed import PANCAKE, numbered, rotated, write, write_empty, write_sound
 
 from fewstep.core.cli.main import main
 from fewstep.core.data.prepared import Prepared
 from fewstep.video.clip_source import to_pixels
 from fewstep.video.reading import probe, read_clip
-
-PANCAKE = Path("/work/shared/data/clip_flipping_a_pancake.mkv")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from video.reading_bed import (
+    PANCAKE,
     copy,
     flipped,
     inside_a_packet,
@@ -30,8 +31,6 @@ from fewstep.core.errors import UserError
 from fewstep.video.reading import ClipInfo, ClipSource, Limits, Unreadable, probe, read_clip
 from fewstep.video.reading.process import Decoder, shared_decoder
 
-SHARED = "shared/data/clip_flipping_a_pancake.mkv"
-PANCAKE = next((path for above in Path(__file__).parents if (path := above / SHARED).exists()), Path(SHARED))
 needs_decord = pytest.mark.skipif(find_spec("decord") is None, reason="needs decord")
 
 
