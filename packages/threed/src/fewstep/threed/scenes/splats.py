@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from fewstep.core.errors import UserError
 from fewstep.core.rng import Rng
@@ -62,26 +64,35 @@ class GaussianScene(Scene):
 
     def mesh(self, resolution: int = 96) -> Mesh:
         """Return the surface that the cloud's depths from all around agree on; UserError where there is none."""
+        bound, radius = self._extent()
+        return fuse(self._front, max(8, resolution * 3 // 4), size=64, bound=bound, radius=radius)  # fitted: fewer do
+
+    def colour_field(self) -> Callable[[Tensor], Tensor]:
+        """Return what pictures from all around show of points of the surface, their mean."""
+        camera = all_around(LOOKED, self._extent()[1])
+        with torch.no_grad():
+            seen = [self._with_front_depth(camera.select(i, i + 1)) for i in range(len(camera))]
+        parts = [torch.cat(found) for found in zip(*([v.rgb, v.alpha, v.depth, v.normal] for v in seen), strict=True)]
+        return FusedDepths(Views(*parts), camera, BAND).colour
+
+    def _with_front_depth(self, camera: Camera) -> Views:
+        """Return what cameras see, the depth that of the surface, from a picture of a quarter of the size."""
+        seen, front = self.views(camera), self._front(camera.resized(camera.width // 4, camera.height // 4))
+        straight = front.depth / front.alpha.clamp_min(1e-6)
+        return replace(seen, depth=interpolate(straight, size=(camera.height, camera.width)) * seen.alpha)
+
+    def _front(self, camera: Camera) -> Views:
+        return Views(*front_views(self.gaussians(), camera, 1.0, self.backend))
+
+    def _extent(self) -> tuple[float, float]:
+        """Return half the side of the cube, and the radius of the ball, that hold what can be seen of the cloud."""
         cloud = self.gaussians()
         seen = cloud.opacities > SEEN
         if not bool(seen.any()):
             raise UserError("nothing to make a mesh of: no Gaussian is opaque enough to be seen; train longer")
         means, wide = cloud.means.detach()[seen], 2 * cloud.scales.detach()[seen].amax(dim=1)
         bound = float((means.abs().amax(dim=1) + wide).max().clamp(0.1, 1.0))
-        radius = float((means.norm(dim=1) + wide).max().clamp(0.1, 3**0.5))
-
-        def look(camera: Camera) -> Views:
-            return Views(*front_views(cloud, camera, 1.0, self.backend))
-
-        return fuse(look, max(8, resolution * 3 // 4), size=64, bound=bound, radius=radius)  # fitted: fewer points do
-
-    def colour_field(self) -> Callable[[Tensor], Tensor]:
-        """Return what pictures from all around show of points of the surface, their mean."""
-        camera = all_around(LOOKED)
-        with torch.no_grad():
-            seen = [self.views(camera.select(i, i + 1)) for i in range(len(camera))]
-        parts = [torch.cat(found) for found in zip(*([v.rgb, v.alpha, v.depth, v.normal] for v in seen), strict=True)]
-        return FusedDepths(Views(*parts), camera, BAND).colour
+        return bound, float((means.norm(dim=1) + wide).max().clamp(0.1, 3**0.5))
 
     def describe(self) -> dict[str, Any]:
         """Return what :meth:`rebuilt` needs besides the tensors."""
