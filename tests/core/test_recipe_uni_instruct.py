@@ -60,6 +60,15 @@ def test_expected_gradients_are_those_of_the_expanded_divergences(name, settings
     assert here.gradient(terms.total()) == pytest.approx([SCORE_TO_X0 * g for g in rows[name]], abs=1e-6)
 
 
+def test_only_a_divergence_that_asks_for_the_ratio_has_a_discriminator():
+    def roles(**settings):
+        return {spec.name for spec in UniInstruct.role_specs(config(**settings))}
+
+    assert "discriminator" not in roles(divergence="reverse_kl")
+    assert "discriminator" in roles(divergence="forward_kl")
+    assert "discriminator" in roles(divergence="reverse_kl", adversarial=AdversarialConfig(weight=1e-4))
+
+
 def test_what_is_logged_is_the_divergence_itself():
     for divergence, value in (("forward_kl", 0.98517986), ("jensen_shannon", 0.51843069), ("reverse_kl", 1.28459581)):
         here, _, terms = run("R2", divergence=divergence)

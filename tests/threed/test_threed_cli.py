@@ -58,10 +58,15 @@ def test_fields_are_optimised_with_their_penalties(kind, teacher, tmp_path):
     assert ("loss/student/eikonal" in logged) == (kind != "density")
 
 
-@pytest.mark.parametrize("recipe", ["dmd2", "sid", "diff-instruct"])
-def test_recipes_of_core_train_scenes_unchanged(recipe, teacher, tmp_path):
+RATIO_FREE = ("recipe.divergence=reverse_kl", "recipe.adversarial.weight=0")  # a scene has no data to ask it of
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more"), [("dmd2", ()), ("sid", ()), ("diff-instruct", ()), ("uni-instruct", RATIO_FREE)]
+)
+def test_recipes_of_core_train_scenes_unchanged(recipe, more, teacher, tmp_path):
     run = tmp_path / "run"
-    settings = (f"recipe.name={recipe}", "domain.name=threed", f"domain.teacher={teacher}", "train.steps=3")
+    settings = (f"recipe.name={recipe}", *more, "domain.name=threed", f"domain.teacher={teacher}", "train.steps=3")
     assert threed("train", "--out", run, *settings, *SCENE, *QUIET) == 0
 
 

@@ -37,7 +37,8 @@ class UniInstructConfig(AdversarialGeneratorConfig):
     ``divergence``: the paper's best is ``forward_kl``, whose path term vanishes. ``path_term``: keep
     ``(h - r h') |D|^2``; for ``reverse_kl`` without it the method is SIM with a squared distance. ``ratio_start``: the
     step from which the ratio counts; before, h is 1 and there is no path term (the code waits for 200 thousand images,
-    800 batches of 256). ``ratio_limit``: bound of |log r| (code: 10). ``normalise``: divide by ``mean |x0 -
+    800 batches of 256). ``reverse_kl`` with ``adversarial.weight`` 0 knows no ratio: it has no discriminator and needs
+    no data. ``ratio_limit``: bound of |log r| (code: 10). ``normalise``: divide by ``mean |x0 -
     x0_teacher|`` per sample, as SiD does; without it the expected gradient is exact. ``normalise_weight``: divide by
     the running mean of h, which moves by ``1 - weight_decay`` per student update (optional in the code, there within
     the batch). ``adversarial``: the discriminator gives r, so it must know all levels of ``time``; its ``weight`` is
@@ -63,14 +64,19 @@ class UniInstructConfig(AdversarialGeneratorConfig):
 
 
 class UniInstruct(AdversarialRecipe):
-    """Descends an expanded f-divergence; needs data for the density ratio, and gradients through all networks."""
+    """Descends an expanded f-divergence; needs gradients through all networks, and data for the density ratio."""
 
     name: ClassVar[str] = "uni-instruct"
     paper: ClassVar[str] = "2505.20755"
     summary: ClassVar[str] = "expanded f-divergences with a density ratio from a discriminator, 1 step, needs data"
     config_type: ClassVar[type] = UniInstructConfig
     config: UniInstructConfig
-    needs_ratio = True
+
+    @classmethod
+    def has_discriminator(cls, config: AdversarialGeneratorConfig) -> bool:
+        """Return whether there is a discriminator: h of the reverse KL divergence is 1 whatever the ratio."""
+        assert isinstance(config, UniInstructConfig)
+        return config.divergence != "reverse_kl" or super().has_discriminator(config)
 
     def __init__(self, config: UniInstructConfig, actors: Actors) -> None:
         super().__init__(config, actors)
@@ -102,7 +108,7 @@ class UniInstruct(AdversarialRecipe):
     def ratio(self, sample: Sample, at: Noised, step: int) -> tuple[Tensor, FDivergence, Float[Tensor, " b"] | None]:
         """Return the log ratio attached to ``x_t``, the divergence it is used in, and a weight per sample."""
         config = self.config
-        if step < config.ratio_start:  # h = 1 whatever the ratio
+        if step < config.ratio_start or not self.has_discriminator(config):  # h = 1 whatever the ratio
             return torch.zeros_like(at.t), find_divergence("reverse_kl"), None
         log_ratio = self.discriminator().log_ratio(at.x_t, at.t, sample.cond)
         if not config.normalise_weight:
