@@ -22,7 +22,7 @@ from fewstep.core.recipe import Actors, Batch
 from fewstep.core.rng import Rng
 from fewstep.core.training.config import load_config
 from fewstep.video.appearance.augment import crop_frames
-from fewstep.video.appearance.captions import CaptionEncoder, ToldCaptions
+from fewstep.video.appearance.captions import CaptionEncoder, ToldCaptions, centred
 from fewstep.video.appearance.discriminator import FrameDiscriminatorConfig
 from fewstep.video.appearance.frozen import IMAGENET, frozen_backbone
 from fewstep.video.domain import DOMAIN
@@ -246,7 +246,8 @@ def test_batches_tell_each_clips_own_caption(folders):
     texts = EncodedTexts(["a", "b"], [0, 1, 1], {"prompt_embeds": torch.tensor([[0.0], [1.0]])}, None)
     source = TextSource(ToldCaptions(texts, encoder))
     batch = source.batch(Rng.for_batch(0, 0, 3), "cpu")
-    assert_close(batch.cond["caption"], encoder.encode(["a", "b"])[batch.cond["prompt_embeds"][:, 0].long()])
+    known = centred(encoder.encode(["a", "b"]), [0, 1, 1])
+    assert_close(batch.cond["caption"], known[batch.cond["prompt_embeds"][:, 0].long()])
     config = AppearanceConfig(
         backbone="clip",
         backbone_path=folders["clip"],
