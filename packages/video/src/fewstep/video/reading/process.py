@@ -19,6 +19,7 @@ import numpy as np
 from fewstep.core.errors import UserError
 from fewstep.video.reading.arrays import Frames
 from fewstep.video.reading.info import ClipInfo, ClipSource, Limits, Unreadable
+from fewstep.video.reading.memory import Memory
 from fewstep.video.reading.worker import KEEP, receive, send
 
 START_SECONDS = 120.0
@@ -37,6 +38,7 @@ class Decoder:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._shared: mmap.mmap | None = None
+        self._memory = Memory(KEEP)
         self._owner = os.getpid()
         self._lock = threading.Lock()
 
@@ -53,17 +55,14 @@ class Decoder:
 
     def read(self, source: ClipSource, indices: Sequence[int], size: tuple[int, int] | None, reader: str) -> Frames:
         """Return frames "f h w 3" by ``reader``, ``av`` or ``decord``; Unreadable as in :meth:`probe`."""
-        import torch  # the worker imports this package, and must start fast
-
         request = {"do": "read", "indices": list(indices), "size": size, "reader": reader}
         with self._lock:
             answer = self._ask(source, request)
             if self._shared is None:
                 raise Unreadable(source.name, "its decoder gave no memory")
             shape = tuple(answer["shape"])
-            # a copy, since the memory is used again, and in torch's memory: numpy asks for huge pages, for which a
-            # machine that runs for long moves others about, for several times as long as the copy itself takes
-            frames: Frames = torch.empty(shape, dtype=torch.uint8).numpy()
+            # a copy: the worker fills the memory it shares again, and a forked process would see it do so
+            frames = self._memory.array(shape)
             frames[:] = np.frombuffer(self._shared, np.uint8, frames.size).reshape(shape)
             if len(self._shared) > KEEP:
                 self._shared = None

@@ -192,7 +192,16 @@ class Video:
 
 
 def probe(source: ClipSource) -> ClipInfo:
-    """Return what a video holds; Unreadable where no frame can be decoded, or the file is cut short."""
+    """Return what a video holds; Unreadable where no frame can be decoded, or the file is cut short.
+
+    It is kept for as long as the file does not change.
+    """
+    stat = source.path.stat()
+    return _probed(source, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=64)
+def _probed(source: ClipSource, modified: int, size: int) -> ClipInfo:
     with Video(source) as video:
         rate, codec = video.stream.average_rate or video.stream.guessed_rate, video.stream.codec_context.name
         first = next(video.decode(), None)
@@ -200,7 +209,7 @@ def probe(source: ClipSource) -> ClipInfo:
             raise Unreadable(source.name, "no frame in it")
         turned = rotation(first)
         width, height = (first.height, first.width) if turned % 180 else (first.width, first.height)
-    frames, fps = indexed(source).frames, float(rate or 0)
+    frames, fps = _indexed(source, modified, size).frames, float(rate or 0)
     return ClipInfo(width, height, frames, fps, frames / fps if fps else 0.0, turned, True, codec)
 
 
@@ -238,6 +247,7 @@ def read(source: ClipSource, indices: Sequence[int], size: tuple[int, int] | Non
             raise Unreadable(source.name, f"frames change their size, to {made.shape[1]}x{made.shape[0]} at {index}")
         for place in places[index]:
             filled[place] = made
+        del made  # before the next is made, so that the allocator gives it the same memory and no page is new
     if filled is None:
         raise Unreadable(source.name, "no frame was asked for")
     return filled

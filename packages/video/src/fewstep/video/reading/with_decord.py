@@ -16,6 +16,7 @@ from fewstep.video.reading.info import ClipSource, Unreadable
 from fewstep.video.reading.pyav import probe
 
 CODECS = frozenset({"h264", "hevc", "vp9", "mpeg4", "vp8", "mpeg2video", "ffv1", "mjpeg"})
+AT_ONCE = 16  # frames
 
 
 def read(source: ClipSource, indices: Sequence[int], size: tuple[int, int] | None, out: Allocate) -> Frames:
@@ -32,13 +33,24 @@ def read(source: ClipSource, indices: Sequence[int], size: tuple[int, int] | Non
         video: Any = decord.VideoReader(_opened(source), ctx=decord.cpu(0), num_threads=1, fault_tol=0, **given)
         if len(video) != info.frames:
             raise Unreadable(source.name, f"decord finds {len(video)} frames instead of {info.frames}: use reader=av")
-        batch: Frames = video.get_batch(list(indices)).asnumpy()
+        filled = _read(video, list(indices), out)
     except decord.DECORDError as error:
         raise Unreadable(
             source.name, f"decord fails ({str(error).splitlines()[-1].strip()[:200]}): use reader=av"
         ) from error
-    filled = out(batch.shape)
-    np.copyto(filled, batch)
+    return filled
+
+
+def _read(video: Any, indices: list[int], out: Allocate) -> Frames:
+    """Return frames, a few at a time, so that decord's own memory stays small and is used again."""
+    filled: Frames | None = None
+    for start in range(0, len(indices), AT_ONCE):
+        batch: Frames = video.get_batch(indices[start : start + AT_ONCE]).asnumpy()
+        if filled is None:
+            filled = out((len(indices), *batch.shape[1:]))
+        np.copyto(filled[start : start + AT_ONCE], batch)
+        del batch
+    assert filled is not None, "an empty list is refused before"
     return filled
 
 
