@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.core.cli.looking import export
@@ -38,34 +39,17 @@ STUDENTS = {
 ONE = {"yonos": "@1", "direct": "@1"}
 
 
-def trained(name: str, out: Path, steps: int) -> str:
-    """Return the folder of a student, trained and exported unless it is there."""
-    run = out / name
+def trained(run: Path, config: str, overrides: Sequence[str]) -> Path:
+    """Return the folder of a run, trained and exported unless it is there."""
     if not (run / "export").is_dir():
-        config, own = STUDENTS[name]
-        short = [f"train.steps={steps}", "train.ema.decay=0.98", "train.eval_every=0", "train.preview_every=0"]
-        train_new(Namespace(config=config, overrides=[*short, *own], domain="restoration", print_config=False, out=run))
+        asked = {"config": config, "overrides": [*overrides], "out": run}
+        train_new(Namespace(**asked, domain="restoration", print_config=False))
         export(Namespace(run=run, out=None, form=None, steps=None, push=None))
-    return str(run) + ONE.get(name, "")
+    return run
 
 
-def main() -> None:
-    """Train what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench-restoration"))
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--only", default=",".join(STUDENTS))
-    args = parser.parse_args()
-    names = args.only.split(",")
-    for name in names:
-        check(name in STUDENTS, f"--only: no student '{name}', {nearest(name, STUDENTS)}")
-    models = [
-        "bicubic",
-        "photos",
-        "photos@1",
-        "photos-student",
-        *(trained(name, args.out, args.steps) for name in names),
-    ]
+def measure(models: list[str], table: Path) -> None:
+    """Print the table of models at x4 on the held-out photos, started from full noise, and write it as JSON."""
     evaluate(
         Namespace(
             restored=None,
@@ -73,7 +57,7 @@ def main() -> None:
             template=None,
             crop=0,
             metrics=tuple(MEASURES.split(",")),
-            json=args.out / "table.json",
+            json=table,
             model=models,
             hr=None,
             embedded=True,
@@ -88,6 +72,24 @@ def main() -> None:
             precision="fp32",
         )
     )
+
+
+def main() -> None:
+    """Train what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-restoration"))
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--only", default=",".join(STUDENTS))
+    args = parser.parse_args()
+    names = args.only.split(",")
+    for name in names:
+        check(name in STUDENTS, f"--only: no student '{name}', {nearest(name, STUDENTS)}")
+    short = [f"train.steps={args.steps}", "train.ema.decay=0.98", "train.eval_every=0", "train.preview_every=0"]
+    models = ["bicubic", "photos", "photos@1", "photos-student"]
+    for name in names:
+        config, own = STUDENTS[name]
+        models.append(f"{trained(args.out / name, config, [*short, *own])}{ONE.get(name, '')}")
+    measure(models, args.out / "table.json")
 
 
 if __name__ == "__main__":

@@ -42,20 +42,22 @@ def restored(model: Path, scale: int = 4) -> torch.Tensor:
 def test_stable_diffusion_is_trained_distilled_and_loads_in_stock_diffusers(tmp_path: Path) -> None:
     from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 
-    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    teacher = tmp_path / "teacher"
     settings = (*PHOTOS, *QUICK, "domain.data.crop=32", "train.sample_steps=[2]")
     assert restoration("train", "--config", "teacher-stable", "--out", teacher, *settings) == 0
     assert restoration("export", teacher) == 0
     unet = UNet2DConditionModel.from_pretrained(teacher / "export" / "unet")
     assert (unet.config.in_channels, unet.config.out_channels) == (8, 4)
     settings = (*PHOTOS, *QUICK, "domain.data.crop=32", f"domain.teacher={teacher / 'export'}")
-    assert restoration("train", "--config", "vsd-stable", "--out", student, *settings) == 0
-    assert restoration("export", student) == 0
-    pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(student / "export", use_safetensors=True)
-    assert pipe.unet.config.in_channels == 8
-    model = load_model(str(student / "export"))
-    assert (model.scales, len(model.plan.times if model.plan else ())) == ((4,), 1)
-    restored(student)
+    for config, own in (("vsd-stable", ()), ("tad-sr-stable", ("recipe.teacher_steps=2",))):
+        student = tmp_path / config
+        assert restoration("train", "--config", config, "--out", student, *settings, *own) == 0
+        assert restoration("export", student) == 0
+        pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(student / "export", use_safetensors=True)
+        assert pipe.unet.config.in_channels == 8
+        model = load_model(str(student / "export"))
+        assert (model.scales, len(model.plan.times if model.plan else ())) == ((4,), 1)
+        restored(student)
 
 
 def test_a_diffusers_unet_loads_in_stock_diffusers(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from fewstep.restoration.data import photos
 from fewstep.restoration.data.opening import open_examples
 from fewstep.restoration.data.source import RestorationSource
 from fewstep.restoration.model import Model, fresh_network, load_model, load_stable, open_space
+from fewstep.restoration.models.captions import CaptionEncoder
 from fewstep.restoration.models.decoding import pictures_of, tunable
 from fewstep.restoration.models.spaces import Space
 from fewstep.restoration.models.stable import is_stable, open_stable
@@ -58,7 +59,8 @@ class RestorationDomain:
         model, origin = find_teacher(config, specs, seed)
         space = freeze(model.space).to(device)
         train, held = sources(config, space)
-        shown = ShownPictures(held, space)
+        told = caption_encoder(config, model, device)
+        shown = ShownPictures(held, space, told=told)
         notes = {"teacher": origin, "metric": shown.protocol}
         if config.student == "decoder":
             return self._decoder(config, specs, model, train, shown, notes, device)
@@ -77,7 +79,7 @@ class RestorationDomain:
             module = role.backbone if isinstance(role, NetworkDenoiser) else role
             if isinstance(module, nn.Module):
                 module.to(device)
-        data: DataSource = SampleSource(train, space)
+        data: DataSource = SampleSource(train, space, told, config.data.captions)
         if config.targets:
             targets = TargetSource(config.targets, model.denoiser)
             data, notes["data"] = targets, targets.about()
@@ -120,7 +122,7 @@ class RestorationDomain:
         others = [spec for spec in specs if spec.name != "student"]
         roles = build_roles(model.denoiser, others, config.roles, 0)
         modules = {name: role.to(device) for name, role in roles.items() if isinstance(role, nn.Module)}
-        looked = ShownPictures(shown.source, model.space, pixels=True)
+        looked = ShownPictures(shown.source, model.space, pixels=True, told=shown.told)
 
         def export(space: Space, plan: StepPlan, folder: Path, card: Mapping[str, Any], half: bool = False) -> None:
             export_decoder(space, plan, folder, card, model, half=half)
@@ -132,7 +134,7 @@ class RestorationDomain:
                 (3, config.data.crop, config.data.crop),
                 generate,
             ),
-            data=PictureSource(train, model.space),
+            data=PictureSource(train, model.space, shown.told, config.data.captions),
             conditions=lambda n, _seed: looked.conditions(n, device),
             evaluate=looked.evaluate,
             render=looked.render,
@@ -149,6 +151,17 @@ def sources(config: RestorationConfig, space: Space) -> tuple[RestorationSource,
         for examples in open_examples(config.data, config.scales, photos)
     )
     return train, held
+
+
+def caption_encoder(config: RestorationConfig, model: Model, device: torch.device | str) -> CaptionEncoder | None:
+    """Return what encodes captions where the data has some; UserError for a model that reads none."""
+    if config.data.captions == 0:
+        return None
+    if model.stable is None:
+        raise UserError(
+            f"domain.data.captions: {config.teacher or 'a new network'} reads no words, Stable Diffusion does: set it 0"
+        )
+    return CaptionEncoder(model.stable, device)
 
 
 def find_teacher(config: RestorationConfig, specs: Sequence[RoleSpec], seed: int) -> tuple[Model, str]:

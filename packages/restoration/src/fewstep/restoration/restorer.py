@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewstep.core.errors import check
+from fewstep.core.errors import UserError, check
 from fewstep.core.grids import time_grid
 from fewstep.core.recipe import StepPlan
 from fewstep.core.rng import Rng
@@ -19,6 +19,7 @@ from fewstep.core.sampling import initial_state, run_plan
 from fewstep.core.solvers import Counted, solve
 from fewstep.core.tensors import find_device
 from fewstep.restoration.model import Model, load_model
+from fewstep.restoration.models.captions import CaptionEncoder
 from fewstep.restoration.models.local import LocalUNet
 
 Precision = Literal["fp32", "bf16"]
@@ -101,6 +102,8 @@ class Restorer:
             )
             self.plan = model.plan if same else replace(model.plan, times=time_grid(process, self.steps))
         self.grid = time_grid(process, self.steps)  # UserError for more steps than levels
+        self._encoder: CaptionEncoder | None = None
+        self._told: dict[str, Tensor] = {}
 
     @classmethod
     def load(
@@ -126,6 +129,19 @@ class Restorer:
             noise=noise,
             seed=seed,
         )
+
+    def tell(self, caption: str) -> None:
+        """Say what the next pictures show, "" for nothing but the model's own prompt.
+
+        Raises UserError for a model that reads no words, or whose text encoder is missing.
+        """
+        if not caption:
+            self._told = {}
+            return
+        if self.model.stable is None:
+            raise UserError(f"--model {self.name} reads no words: leave --prompt and --captions out")
+        self._encoder = self._encoder or CaptionEncoder(self.model.stable, self.device)
+        self._told = {name: value.to(self.device) for name, value in self._encoder([caption]).items()}
 
     @property
     def evaluations(self) -> int:
@@ -174,6 +190,7 @@ class Restorer:
         # a network may ask for the low-quality picture itself
         rest = (-(-height // unit) * unit // scale - lq.shape[2], -(-width // unit) * unit // scale - lq.shape[3])
         cond = {"anchor": anchor, "lq": 2 * F.pad(lq, (0, max(rest[1], 0), 0, max(rest[0], 0)), mode="replicate") - 1}
+        cond |= {name: value.expand(len(lq), *value.shape[1:]) for name, value in self._told.items()}
         rng = PlaceRng(
             self.seed,
             0,

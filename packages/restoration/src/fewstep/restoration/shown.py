@@ -15,6 +15,7 @@ from fewstep.core.recipe import Batch
 from fewstep.core.rng import Rng
 from fewstep.restoration.data.source import Pairs, RestorationSource
 from fewstep.restoration.metrics import protocol, psnr_y, ssim_y
+from fewstep.restoration.models.captions import CaptionEncoder
 from fewstep.restoration.models.spaces import Space
 from fewstep.restoration.perceptual import gmsd, gmsd_protocol, spectral_distance, spectrum_protocol
 
@@ -36,10 +37,15 @@ def sample_condition(pairs: Pairs, encode: Encode) -> dict[str, Tensor]:
 
 
 class SampleSource:
-    """Batches of samples: ``x0`` "b c h w" in the model's space, and the condition of :func:`sample_condition`."""
+    """Batches of samples: ``x0`` "b c h w" in the model's space, and the condition of :func:`sample_condition`.
 
-    def __init__(self, source: RestorationSource, space: Space) -> None:
-        self.source, self.space = source, space
+    ``told``: encodes captions, and ``share`` of the samples come with their own, the others with the prompt.
+    """
+
+    def __init__(
+        self, source: RestorationSource, space: Space, told: CaptionEncoder | None = None, share: float = 1.0
+    ) -> None:
+        self.source, self.space, self.told, self.share = source, space, told, share
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -49,7 +55,12 @@ class SampleSource:
     def batch(self, rng: Rng, device: torch.device | str) -> Batch:
         """Return the samples of a step, each a function of (seed, step, sample)."""
         pairs = self.source.pairs(rng).to(device)
-        return Batch(len(rng.ids), sample_condition(pairs, self.space.encode), self.clean(2 * pairs.hr - 1), device)
+        cond = sample_condition(pairs, self.space.encode)
+        if self.told is not None:
+            own = (rng.uniform("captions") < self.share).tolist()
+            captions = [caption if mine else "" for caption, mine in zip(pairs.captions, own, strict=True)]
+            cond |= {name: value.to(device) for name, value in self.told(captions).items()}
+        return Batch(len(rng.ids), cond, self.clean(2 * pairs.hr - 1), device)
 
     def clean(self, pixels: Float[Tensor, "b 3 k l"]) -> Float[Tensor, "b c h w"]:
         """Return what counts as a clean sample."""
@@ -67,11 +78,14 @@ class PictureSource(SampleSource):
 class ShownPictures:
     """Crops of held-out pictures: the same for every run of a config, however many are asked for.
 
-    ``pixels``: samples are pictures in [-1, 1], nothing decodes them.
+    ``pixels``: samples are pictures in [-1, 1], nothing decodes them. ``told``: encodes captions, and every picture
+    comes with its own.
     """
 
-    def __init__(self, source: RestorationSource, space: Space, *, pixels: bool = False) -> None:
-        self.source, self.space, self.are_pixels = source, space, pixels
+    def __init__(
+        self, source: RestorationSource, space: Space, *, pixels: bool = False, told: CaptionEncoder | None = None
+    ) -> None:
+        self.source, self.space, self.are_pixels, self.told = source, space, pixels, told
         self.protocol = f"crops of held-out pictures; {protocol(0)}; {gmsd_protocol(0)}; {spectrum_protocol(0)}"
         self._pairs: dict[int, Pairs] = {}
 
@@ -85,6 +99,8 @@ class ShownPictures:
     def conditions(self, n: int, device: torch.device | str = "cpu") -> Cond:
         """Return the conditions of the first ``n`` pairs; ``cond["picture"]`` "n" tells :meth:`evaluate` which."""
         cond = sample_condition(self.pairs(n).to(device), self.space.encode)
+        if self.told is not None:
+            cond |= {name: value.to(device) for name, value in self.told(self.pairs(n).captions).items()}
         return cond | {"picture": torch.arange(n, device=device)}
 
     @torch.no_grad()

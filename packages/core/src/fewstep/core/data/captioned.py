@@ -153,14 +153,18 @@ def read_caption(data: bytes, where: str, column: str = "", is_json: bool = Fals
     return text.strip()
 
 
+def sidecar_caption(file: Path) -> str | None:
+    """Return the caption in the ``.txt`` beside a file, None when there is none; UserError for what is no text."""
+    text = file.with_suffix(".txt")
+    if not text.is_file():
+        return None
+    with open(text, "rb") as opened:
+        return read_caption(opened.read(MAX_CAPTION + 1), str(text))
+
+
 def _from_sidecars(files: Sequence[Path]) -> dict[Path, str]:
-    found = {}
-    for file in files:
-        text = file.with_suffix(".txt")
-        if text.is_file():
-            with open(text, "rb") as opened:
-                found[file] = read_caption(opened.read(MAX_CAPTION + 1), str(text))
-    return found
+    found = {file: sidecar_caption(file) for file in files}
+    return {file: caption for file, caption in found.items() if caption is not None}
 
 
 def _from_metadata(root: Path, table: Path, column: str) -> dict[Path, str]:

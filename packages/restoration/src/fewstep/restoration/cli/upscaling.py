@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from fewstep.core.cli.verbs import positive
 
 if TYPE_CHECKING:
+    import torch
+
     from fewstep.restoration.cli.files import Job, Source
     from fewstep.restoration.pictures.reading import Header
+    from fewstep.restoration.restorer import Restorer
 
 MODEL = "photos-student"
 
@@ -63,6 +66,8 @@ def upscale_arguments(parser: ArgumentParser) -> None:
         help="strength of the noise sampling starts from: 1 as trained, 0 for none, smoother (the model's own)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="told to a Stable Diffusion (the model's own)")
+    parser.add_argument("--captions", action="store_true", help="tell it each picture's own, in NAME.txt beside it")
     parser.add_argument(
         "--tile", type=_tile, metavar="auto|0|N", help="side in pixels of the input, 0 for no tiles (auto: by memory)"
     )
@@ -123,7 +128,19 @@ def upscale(args: Namespace) -> None:
         run_jobs(jobs, _worker(args, config), "upscaling")
     else:
         run_jobs(jobs, lambda job: "", "upscaling")
-    names = ("model", "scale", "steps", "sampler", "noise", "seed", "tile", "overlap", "color_fix", "precision")
+    names = (
+        "model",
+        "scale",
+        "steps",
+        "sampler",
+        "noise",
+        "seed",
+        "tile",
+        "overlap",
+        "color_fix",
+        "precision",
+        "prompt",
+    )
     finish(jobs, args.json, {name: getattr(args, name) for name in names})
 
 
@@ -134,27 +151,29 @@ def check_name_part(text: str) -> None:
     check(not any(sign in text for sign in "/\\\0"), f"--suffix '{text}': must be a part of a file's name")
 
 
-def _worker(args: Namespace, config: Any) -> Callable[[Job], str]:
-    """Return what enlarges one picture and says so in a line."""
-    from functools import cache
+class _Restorers:
+    """The model in the precision asked for, and in float32 for tiles that are not finite; both told the same words."""
 
-    from tqdm import tqdm
+    def __init__(self, args: Namespace, device: torch.device) -> None:
+        from fewstep.core.errors import check
 
-    from fewstep.core.errors import check
-    from fewstep.core.tensors import find_device
-    from fewstep.restoration import upscaling
-    from fewstep.restoration.cli.clips import upscale_clip
-    from fewstep.restoration.cli.files import is_video
-    from fewstep.restoration.pictures.reading import read_picture
-    from fewstep.restoration.pictures.writing import write_picture
-    from fewstep.restoration.restorer import Restorer
+        self.args, self.device, self.caption = args, device, str(args.prompt)
+        self.first = self._load(args.precision)
+        self.words = bool(args.prompt or args.captions)
+        if self.words:
+            self.first.tell(args.prompt or "a picture")  # now, and not after files were made: some read no words
+        known = ", ".join(map(str, self.first.scales))
+        check(args.scale in self.first.scales, f"--scale {args.scale}: model '{args.model}' was made for {known}")
+        self.spare = self._spare if args.precision == "bf16" else None
+        self._second: Restorer | None = None
 
-    device = find_device(args.device)
+    def _load(self, precision: Literal["fp32", "bf16"]) -> Restorer:
+        from fewstep.restoration.restorer import Restorer
 
-    def load(precision: Literal["fp32", "bf16"]) -> Restorer:
+        args = self.args
         return Restorer.load(
             args.model,
-            device=device,
+            device=self.device,
             precision=precision,
             steps=args.steps,
             sampler=args.sampler,
@@ -162,12 +181,38 @@ def _worker(args: Namespace, config: Any) -> Callable[[Job], str]:
             seed=args.seed,
         )
 
-    restorer = load(args.precision)
-    known = ", ".join(map(str, restorer.scales))
-    check(config.scale in restorer.scales, f"--scale {config.scale}: model '{args.model}' was made for {known}")
-    spare = cache(lambda: load("fp32")) if args.precision == "bf16" else None
+    def _spare(self) -> Restorer:
+        self._second = self._second or self._load("fp32")
+        if self.words:
+            self._second.tell(self.caption)
+        return self._second
+
+    def look_at(self, path: Path) -> None:
+        """Tell the model what a picture shows, where it is to be told anything."""
+        from fewstep.core.data.captioned import sidecar_caption
+
+        if self.words:
+            self.caption = (sidecar_caption(path) if self.args.captions else None) or self.args.prompt
+            self.first.tell(self.caption)
+
+
+def _worker(args: Namespace, config: Any) -> Callable[[Job], str]:
+    """Return what enlarges one picture and says so in a line."""
+    from tqdm import tqdm
+
+    from fewstep.core.tensors import find_device
+    from fewstep.restoration import upscaling
+    from fewstep.restoration.cli.clips import upscale_clip
+    from fewstep.restoration.cli.files import is_video
+    from fewstep.restoration.pictures.reading import read_picture
+    from fewstep.restoration.pictures.writing import write_picture
+
+    device = find_device(args.device)
+    models = _Restorers(args, device)
+    restorer, spare = models.first, models.spare
 
     def work(job: Job) -> str:
+        models.look_at(job.source.path)
         if is_video(job.source.path):
             return upscale_clip(
                 job, lambda picture: upscaling.upscale(picture, restorer, config, device=device, spare=spare).raster

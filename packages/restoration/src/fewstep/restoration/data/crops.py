@@ -56,9 +56,9 @@ def crop_example(example: Example, size: int, corner: Sequence[float], scale: in
     )
     large = to_float(hr[:, scale * top : scale * top + size, scale * left : scale * left + size])
     if example.lq is None:
-        return Example(large)
+        return example._replace(hr=large)
     lq = extended(example.lq, small, small)
-    return Example(large, to_float(lq[:, top : top + small, left : left + small]))
+    return example._replace(hr=large, lq=to_float(lq[:, top : top + small, left : left + small]))
 
 
 def random_crop(example: Example, config: DataConfig, rng: Rng, scale: int = 1) -> Example:
@@ -77,7 +77,8 @@ def random_crop(example: Example, config: DataConfig, rng: Rng, scale: int = 1) 
             best, most = crop, found
     mirror = config.flip and float(rng.uniform("flip")[0]) < 0.5
     turns = int(rng.integers("turns", 4)[0]) if config.rotate else 0
-    return Example(moved(best.hr, mirror, turns), None if best.lq is None else moved(best.lq, mirror, turns))
+    lq = None if best.lq is None else moved(best.lq, mirror, turns)
+    return best._replace(hr=moved(best.hr, mirror, turns), lq=lq)
 
 
 def moved(x: Float[Tensor, "3 h w"], mirror: bool, turns: int) -> Float[Tensor, "3 k l"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -17,11 +18,13 @@ from jaxtyping import Float, Num
 from PIL import Image
 from torch import Tensor
 
-from fewstep.core.data.captioned import digest_of
+from fewstep.core.data.captioned import digest_of, sidecar_caption
 from fewstep.core.data.damage import BadFiles, Damaged
 from fewstep.core.errors import UserError, check
 from fewstep.restoration.pictures.picture import Picture
 from fewstep.restoration.pictures.reading import DAMAGED, FORMATS, read_picture
+
+log = logging.getLogger("fewstep.data")
 
 MAX_CACHE = 4 * 2**30  # bytes
 CHECKED = 2000  # pairs whose sizes are looked at before the first is asked for
@@ -31,10 +34,11 @@ Pixels = Num[Tensor, "3 h w"]
 
 
 class Example(NamedTuple):
-    """A good picture and, where there are pairs, the bad one of it, at 1/scale of its sides."""
+    """A good picture, where there are pairs the bad one of it at 1/scale of its sides, and what it is said to show."""
 
     hr: Pixels
     lq: Pixels | None = None
+    caption: str = ""
 
 
 @runtime_checkable
@@ -106,14 +110,22 @@ class Entry:
 class Files:
     """Pictures, or pairs of ``scale``, in files; those used last stay decoded in memory, ``cache`` of them.
 
-    ``where``: the folder or list, for messages. UserError without entries.
+    ``where``: the folder or list, for messages. ``captions``: each good picture's is in the ``.txt`` beside it; one
+    without has an empty one. UserError without entries.
     """
 
     def __init__(
-        self, entries: Sequence[Entry], where: str, *, scale: int = 0, max_bad_share: float = 0.01, cache: int = 64
+        self,
+        entries: Sequence[Entry],
+        where: str,
+        *,
+        scale: int = 0,
+        max_bad_share: float = 0.01,
+        cache: int = 64,
+        captions: bool = False,
     ) -> None:
         check(bool(entries), f"{where}: no pictures there")
-        self.entries, self.scale, self.cache = list(entries), scale, cache
+        self.entries, self.scale, self.cache, self.captions = list(entries), scale, cache, captions
         self.bad = BadFiles(where, len(self.entries), max_bad_share, "domain.data.max_bad_share")
         self.identity = digest_of((entry.name, _size(entry.hr), _size(entry.lq)) for entry in self.entries)
         self._kept: OrderedDict[int, Example] = OrderedDict()
@@ -145,6 +157,8 @@ class Files:
             lq = self._read(index, entry.lq)
             check_sizes(entry, _sides(hr), _sides(lq), self.scale)
             found = common(hr, lq, self.scale)
+        if self.captions:
+            found = found._replace(caption=sidecar_caption(entry.hr) or "")
         with self._lock:
             self._keep(index, found)
         return found
@@ -173,8 +187,18 @@ class Files:
             self._bytes -= _bytes(self._kept.popitem(last=False)[1])
 
 
+def check_captions(entries: Sequence[Entry], where: str) -> None:
+    """Log how many good pictures have no caption beside them; UserError when none has."""
+    without = [entry for entry in entries if not entry.hr.with_suffix(".txt").is_file()]
+    advice = "write it there, or let `fewstep restoration caption` do so"
+    check(len(without) < len(entries), f"{where}: no picture has a caption, as NAME.txt beside it; {advice}")
+    if without:
+        count = f"{len(without)} of {len(entries)}"
+        log.warning("%s: %s pictures have no caption, %s first; they are told the prompt", where, count, without[0].hr)
+
+
 def _bytes(example: Example) -> int:
-    return sum(x.numel() * x.element_size() for x in example if x is not None)
+    return sum(x.numel() * x.element_size() for x in (example.hr, example.lq) if x is not None)
 
 
 def _size(path: Path | None) -> int:

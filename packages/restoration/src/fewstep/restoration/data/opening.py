@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core.errors import check
-from fewstep.restoration.data.examples import Entry, Examples, Files, Photos
+from fewstep.restoration.data.examples import Entry, Examples, Files, Photos, check_captions
 from fewstep.restoration.data.folder import folder_entries
 from fewstep.restoration.data.lists import list_entries
 from fewstep.restoration.data.pairs import pair_entries
@@ -50,6 +50,8 @@ def open_examples(config: DataConfig, scales: Sequence[int], photos: Shipped) ->
         check(both is None, f"domain.data.held_out_path: {both and both.hr} is trained on as well; give other pictures")
     else:
         train, held = split(found, config.held_out, config.path)
+    if config.captions > 0:
+        check_captions(train, config.path)
     log.info("%s: %d pictures to train on, %d held out", config.path, len(train), len(held))
     return _files(config, scales, train, config.path), _files(config, scales, held, config.held_out_path or config.path)
 
@@ -65,6 +67,7 @@ def _files(config: DataConfig, scales: Sequence[int], entries: Sequence[Entry], 
         scale=scales[0] if paired else 0,
         max_bad_share=config.max_bad_share,
         cache=config.cache_pictures,
+        captions=config.captions > 0,
     )
 
 

@@ -28,6 +28,8 @@ class DataConfig:
     tried for a better one (0: every crop is taken). ``flip``: mirror half of the crops; ``rotate``: by quarter turns.
     ``sharpen``: good crops by unsharp masking before anything else, as Real-ESRGAN does, but not those held out.
     ``max_bad_share``: of files that may be missing or unreadable. ``cache_pictures``: how many stay in memory, decoded.
+    ``captions``: the share of training samples that a Stable Diffusion is told their own caption of, in NAME.txt beside
+    the good picture; the others, and pictures without one, are told ``domain.prompt`` (0: all of them).
     """
 
     source: Literal["photos", "folder", "pairs", "list"] = "photos"
@@ -47,6 +49,7 @@ class DataConfig:
     sharpen: bool = False
     max_bad_share: float = 0.01
     cache_pictures: int = 64
+    captions: float = 0.0
 
     def __post_init__(self) -> None:
         self._check_places()
@@ -62,6 +65,7 @@ class DataConfig:
         check(
             0 <= self.max_bad_share <= 1, f"domain.data.max_bad_share must be a share in 0..1, got {self.max_bad_share}"
         )
+        check(0 <= self.captions <= 1, f"domain.data.captions must be a share in 0..1, got {self.captions:g}")
         check(
             0 <= self.cache_pictures <= MAX_CACHED,
             f"domain.data.cache_pictures must lie in 0..{MAX_CACHED}, got {self.cache_pictures}",
@@ -74,6 +78,7 @@ class DataConfig:
             "domain.data.path belongs to data of your own: give it with source folder, list or pairs, and only there",
         )
         check(given or not self.held_out_path, "domain.data.held_out_path: the photos have pictures held out already")
+        check(given or self.captions == 0, "domain.data.captions: the photos have none: give pictures of your own")
         check(self.source == "list" or not self.root, "domain.data.root belongs to source=list")
         paired = self.source == "pairs"
         for name in ("lr_path", "template", "held_out_lr_path"):

@@ -36,7 +36,7 @@ class Pairs:
 
     ``lq``: each at its own size, 1/scale of the good one's, or the same for degradations that keep the size. ``up``:
     they at the good one's size, by plain bicubic interpolation, which may overshoot. ``milder``: the same of a lower
-    scale.
+    scale. ``captions``: of the pictures, empty ones where there are none.
     """
 
     hr: Float[Tensor, "b 3 h w"]
@@ -44,6 +44,7 @@ class Pairs:
     up: Float[Tensor, "b 3 h w"]
     scale: Int[Tensor, " b"]
     milder: Float[Tensor, "b 3 h w"] | None = None
+    captions: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -61,6 +62,7 @@ class Pairs:
             self.up.to(device),
             self.scale.to(device),
             None if self.milder is None else self.milder.to(device),
+            self.captions,
         )
 
 
@@ -117,7 +119,7 @@ class RestorationSource:
         scale = self.scales[int(rng.integers("scale", len(self.scales))[0])]
         crop = random_crop(readable(self.examples, index), self.config, rng, self.examples.scale or 1)
         if self.config.sharpen:
-            crop = Example(sharpen(crop.hr[None])[0], crop.lq)
+            crop = crop._replace(hr=sharpen(crop.hr[None])[0])
         return crop, scale, rng
 
     def _held(self, number: int, size: int, rng: Rng) -> tuple[Example, int, Rng]:
@@ -127,7 +129,7 @@ class RestorationSource:
         return crop, self.scales[(index + turn) % len(self.scales)], rng
 
     def _collect(self, samples: Iterable[tuple[Example, int, Rng]]) -> Pairs:
-        hr, lq, up, scales, milder = [], [], [], [], []
+        hr, lq, up, scales, milder, captions = [], [], [], [], [], []
         for crop, scale, rng in samples:
             size = (int(crop.hr.shape[1]), int(crop.hr.shape[2]))
             good = crop.hr[None]
@@ -142,9 +144,9 @@ class RestorationSource:
             lq.append(bad[0])
             up.append(resize(bad, size, "bicubic"))
             scales.append(scale)
-        return Pairs(
-            torch.cat(hr), lq, torch.cat(up), torch.tensor(scales), torch.cat(milder) if self.milder_scale else None
-        )
+            captions.append(crop.caption)
+        nested = torch.cat(milder) if self.milder_scale else None
+        return Pairs(torch.cat(hr), lq, torch.cat(up), torch.tensor(scales), nested, tuple(captions))
 
 
 def _each(rng: Rng) -> list[Rng]:
