@@ -36,6 +36,7 @@ from fewstep.restoration.models.stable_export import export_stable, read_plan
 
 TINY = "tiny:sd"
 ONE = StepPlan((999.0,), "deterministic")
+FROM_PICTURE = StepPlan((400.0,), "deterministic", start="anchor")
 CARD = {"name": "tiny student", "recipe": "none"}
 
 
@@ -169,12 +170,12 @@ def stock(folder, **given):
 
 
 @pytest.mark.parametrize(
-    "plan", [ONE, StepPlan((999.0, 749.0, 499.0, 249.0), "deterministic"), StepPlan((899.0,), "renoise")]
+    "plan", [ONE, StepPlan((999.0, 749.0, 499.0, 249.0), "deterministic"), StepPlan((899.0,), "renoise"), FROM_PICTURE]
 )
 def test_the_stock_pipeline_makes_what_we_make(tmp_path, plan):
     denoiser = trained()
     export_stable(denoiser, plan, tmp_path / "out", CARD, open_stable(TINY))
-    start = noise(2, 4, 8, 12, seed=7)
+    start = anchored()["anchor"] if plan.start == "anchor" else noise(2, 4, 8, 12, seed=7)
     with torch.no_grad():
         ours = run_plan(denoiser, plan, start, anchored(), Rng.for_batch(0, 0, 2))
         bare = run_plan(denoiser, plan, start, anchored(torch.zeros(2, 3, 16, 24)), Rng.for_batch(0, 0, 2))
@@ -244,11 +245,11 @@ def test_without_text_encoder_the_stored_embedding_is_enough(exported, tmp_path)
     assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("text", [True, False])
-def test_the_program_of_the_card_runs(exported, tmp_path, monkeypatch, text):
+@pytest.mark.parametrize(("text", "plan"), [(True, ONE), (False, ONE), (True, FROM_PICTURE)])
+def test_the_program_of_the_card_runs(exported, tmp_path, monkeypatch, text, plan):
     source = exported if text else without_text(exported, tmp_path / "small")
     again = open_stable(str(source))
-    export_stable(again.denoiser(None), ONE, tmp_path / "out", CARD | {"scale": 2}, again)
+    export_stable(again.denoiser(None), plan, tmp_path / "out", CARD | {"scale": 2}, again)
     Image.new("RGB", (12, 8), (200, 90, 30)).save(tmp_path / "out" / "photo.png")
     program = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     (tmp_path / "out" / "program.py").write_text(program)
@@ -256,6 +257,7 @@ def test_the_program_of_the_card_runs(exported, tmp_path, monkeypatch, text):
     with quiet():
         runpy.run_path("program.py")
     assert Image.open("restored.png").size == (24, 16)
+    assert ("latents" in program) == (plan.start == "anchor")
 
 
 def changed(folder, part, **changes):

@@ -195,6 +195,7 @@ class TextEncoder:
     pipe: Any
     negative: str | None
     size: Size
+    said_cut: bool = False
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], done: Callable[[int], None] = lambda count: None) -> Encoded:
@@ -214,13 +215,16 @@ class TextEncoder:
         return Encoded({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, null)
 
     def _tell_cut(self, prompts: Sequence[str]) -> None:
-        """Say once how many prompts CLIP cuts, where transformers would print each of them."""
+        """Say the first time how many prompts CLIP cuts, where transformers would print each of them."""
+        if self.said_cut:
+            return
         for part in self.pipe.components.values():
             if not type(part).__name__.startswith("CLIPTokenizer"):
                 continue
             with quiet():
                 cut = sum(len(tokens) > part.model_max_length for tokens in part(list(prompts)).input_ids)
             if cut:
+                self.said_cut = True
                 most = part.model_max_length
                 log.warning("%d of %d prompts are longer than CLIP's %d tokens and are cut", cut, len(prompts), most)
                 return

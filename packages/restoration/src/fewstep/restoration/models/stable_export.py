@@ -1,13 +1,15 @@
 """A conditioned Stable Diffusion student as a folder that diffusers' ``StableDiffusionInstructPix2PixPipeline`` loads.
 
 The stock pipeline encodes the picture it is given as this package does, to the mode of the autoencoder, and hands it to
-the U-Net unscaled; it does no magnifying of its own.
+the U-Net unscaled; it does no magnifying of its own. A student that starts from the picture instead of noise is given
+its latents by the caller.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +55,15 @@ pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained({load})
 picture = Image.open("photo.png").convert("RGB")
 scale = {scale}
 picture = picture.resize((scale * picture.width, scale * picture.height), Image.BICUBIC)
-restored = pipe(
+{start}restored = pipe(
     image=picture,
     generator=torch.Generator().manual_seed(0),
 {call})
 restored.images[0].save("restored.png")
+"""
+START = """with torch.no_grad():
+    latents = pipe.vae.encode(pipe.image_processor.preprocess(picture)).latent_dist.mode()
+latents = latents * pipe.vae.config.scaling_factor  # the student starts from the picture, not from noise
 """
 
 
@@ -76,7 +82,8 @@ def export_stable(
     a student that the stock pipeline cannot run; nothing is left half-written.
     """
     denoiser, plan, scaling = unwrap(student, plan)
-    sampler = stock_sampler(plan, denoiser.process, teacher.folder.config("scheduler"), scaling, takes=())
+    walked = replace(plan, start="noise")  # where it starts is what the pipeline is given as latents
+    sampler = stock_sampler(walked, denoiser.process, teacher.folder.config("scheduler"), scaling, takes=())
     backbone = merge(denoiser.backbone)
     if not isinstance(backbone, ConditionedBackbone):
         raise UserError(f"export: a {type(backbone).__name__} is no part of a {INSTRUCT}")
@@ -97,7 +104,7 @@ def export_stable(
         write_json(aside / "scheduler" / SCHEDULER_FILE, sampler.config | {"_fewstep": call})
         write_prompt(aside / PROMPT_FILE, embeds, prompt)
         write_plan(aside, plan, card)
-        (aside / "README.md").write_text(_card(card, call, text=len(parts) > 1), encoding="utf-8")
+        (aside / "README.md").write_text(_card(card, call, plan, text=len(parts) > 1), encoding="utf-8")
 
 
 def read_plan(folder: Path) -> StepPlan | None:
@@ -127,7 +134,7 @@ def _index(teacher: ConditionedTeacher, parts: list[str], scheduler: str) -> dic
     return index | {"scheduler": ["diffusers", scheduler], "requires_safety_checker": False}
 
 
-def _card(card: Mapping[str, Any], call: Mapping[str, Any], *, text: bool) -> str:
+def _card(card: Mapping[str, Any], call: Mapping[str, Any], plan: StepPlan, *, text: bool) -> str:
     """Return the README: the card's facts, and a program for stock diffusers; ``text``: it can encode the prompt."""
     steps, given = call["num_inference_steps"], {name: repr(value) for name, value in call.items()}
     imports, load = "", '".", use_safetensors=True'
@@ -135,8 +142,11 @@ def _card(card: Mapping[str, Any], call: Mapping[str, Any], *, text: bool) -> st
         del given["prompt"]
         given["prompt_embeds"] = f'load_file("{PROMPT_FILE}")["{PROMPT}"]'
         imports, load = "from safetensors.torch import load_file\n", f"{load}, text_encoder=None, tokenizer=None"
+    start = ""
+    if plan.start == "anchor":
+        given["latents"], start = "latents", START
     lines = "".join(f"    {name}={value},\n" for name, value in given.items())
-    snippet = SNIPPET.format(imports=imports, load=load, scale=card.get("scale", 4), call=lines)
+    snippet = SNIPPET.format(imports=imports, load=load, scale=card.get("scale", 4), start=start, call=lines)
     return (
         f"---\nlibrary_name: diffusers\ntags: [diffusers, few-step, distillation, image-restoration]\n---\n"
         f"# {card.get('name', 'student')}\n\n"
