@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fewstep.core.cli.verbs import looking_verbs
 from fewstep.core.verb import Verb
+from fewstep.restoration.cli.captioning import caption, caption_arguments
 from fewstep.restoration.cli.comparing import compare, compare_arguments
 from fewstep.restoration.cli.degrading import degrade, degrade_arguments
 from fewstep.restoration.cli.evaluating import evaluate, evaluate_arguments
@@ -44,6 +45,7 @@ VERBS = looking_verbs(
     "degrade": Verb("make low-quality pictures of good ones, as training does", degrade_arguments, degrade),
     "evaluate": Verb("measure restored pictures, or models, against the originals", evaluate_arguments, evaluate),
     "compare": Verb("put pictures side by side, or under a slider in a page", compare_arguments, compare),
+    "caption": Verb("write a caption beside each picture, to train on", caption_arguments, caption),
     "prepare-targets": Verb(
         "let a teacher restore training crops, once, for students to learn from",
         prepare_targets_arguments,
