@@ -1,12 +1,10 @@
-"""Stable Diffusion's way in small: latents, a teacher that predicts noise, a TAD-SR student, its decoder tuned.
+"""YONOS-SR's second stage in latents: a small autoencoder, a teacher, its one-step student, the decoder tuned on it.
 
     python benchmarks/restoration_latents.py [--out runs/bench-latents]
 
-An AutoencoderKL (4x4 pixels a position, 8 channels) is trained on the photos, a UNet2DModel on its latents under Stable
-Diffusion's schedule, told the low-quality picture's latents. Networks that predict noise are what Stable Diffusion 1.x
-and 2.x are: at the noisiest level a clean sample is read from them as ``(x - sigma eps) / alpha`` with ``alpha`` 0.068,
-so that a single step of the teacher magnifies its errors 14.6 times. "decoder" is YONOS-SR's second stage on the
-student. The floor is "autoencoder", which encodes and decodes the originals. Runs that are there already are measured
+An AutoencoderKL (4x4 pixels a position, 8 channels) is trained on the photos, ResShift's diffusion on its latents, a
+TAD-SR student of that, and last the decoder alone on what the frozen student makes of fresh noise. The floor of every
+row is the autoencoder's own error on the originals, which is printed first. Runs that are there already are measured
 and not trained again.
 """
 
@@ -29,10 +27,10 @@ from fewstep.restoration.data.source import RestorationSource
 from fewstep.restoration.metrics import psnr_y
 from fewstep.restoration.models.spaces import find_space
 
-CROP, BATCH, STEPS = 64, 16, {"autoencoder": 1500, "teacher": 1800, "student": 400, "decoder": 200}
-TEACHER = ("domain.data.crop=64", "domain.network.widths=[96,128]", "domain.network.layers=2")
-STUDENT = ("domain.scales=[4]", "domain.noise=1", "domain.data.crop=64", "recipe.teacher_steps=15", "optim.lr=2e-4")
-DECODER = ("domain.data.crop=96", "recipe.adversarial_weight=0", "optim.lr=1e-4", "train.batch=8")
+CROP, BATCH, STEPS = 64, 16, {"autoencoder": 1500, "teacher": 2000, "student": 300, "decoder": 300}
+TEACHER = ("domain.scales=[4]", "domain.process.residual_std=0.5", "recipe.sigma_data=0.5")
+STUDENT = ("domain.scales=[4]", "domain.noise=1", "train.ema.decay=0.98")
+DECODER = ("domain.data.crop=96", "optim.lr=2e-4", "train.batch=8", "recipe.adversarial_start=50")
 QUIET = ("train.eval_every=0", "train.preview_every=0")
 
 
@@ -72,14 +70,14 @@ def main() -> None:
     out = args.out
     space = find_space("kl", autoencoder(out / "autoencoder"))
     own = [f"train.steps={STEPS[name]}" for name in ("teacher", "student", "decoder")]
-    latents = ["domain.space.kind=kl", f"domain.space.path={out / 'autoencoder'}", "domain.process.prediction=eps"]
-    teacher = trained(out / "teacher", "teacher-unet-photos", [*QUIET, *latents, *TEACHER, own[0]])
+    latents = ["domain.space.kind=kl", f"domain.space.path={out / 'autoencoder'}"]
+    teacher = trained(out / "teacher", "teacher-photos", [*QUIET, *latents, *TEACHER, own[0]])
     student = trained(out / "student", "tad-sr-photos", [*QUIET, *STUDENT, f"domain.teacher={teacher}", own[1]])
     decoder = trained(out / "decoder", "decoder-latents", [*QUIET, *DECODER, f"domain.teacher={student}", own[2]])
     cut = [x[None, :, : x.shape[1] // 4 * 4, : x.shape[2] // 4 * 4] for _, x in photos.held_out()]
     floor = [psnr_y(space.decode(space.encode(2 * x - 1)) / 2 + 0.5, x) for x in cut]
     print(f"autoencoder alone: PSNR-Y {torch.cat(floor).mean():.2f} dB")
-    measure(["bicubic", f"{teacher}@15", f"{teacher}@1", str(student), str(decoder)], out / "table.json")
+    measure(["bicubic", str(teacher), f"{teacher}@1", str(student), str(decoder)], out / "table.json")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from restoration.data_bed import config, noise
 from torch.testing import assert_close
 
+from fewstep.core.errors import UserError
 from fewstep.core.rng import Rng
 from fewstep.restoration.data.crops import crop_example, extended, gradient, moved, random_crop
 from fewstep.restoration.data.examples import Example
@@ -100,3 +103,38 @@ def test_a_single_pixel_becomes_a_crop():
     crop = random_crop(Example(torch.tensor([[[10]], [[20]], [[30]]], dtype=torch.uint8)), config(), Rng(0, 0, (0,)))
     assert crop.hr.shape == (3, 16, 16)
     assert torch.equal(crop.hr.flatten(1).unique(dim=1)[:, 0] * 255, torch.tensor([10.0, 20, 30]))
+
+
+def waves(size: int = 400) -> torch.Tensor:
+    """A slow wave in both directions, "3 h w" in [0, 1]."""
+    place = torch.arange(size, dtype=torch.float64) * 2 * math.pi / 40
+    return (0.5 + 0.2 * place.sin()[:, None] + 0.2 * place.cos()[None, :]).float().expand(3, -1, -1).contiguous()
+
+
+def test_shrunk_crops_are_those_of_a_smaller_picture() -> None:
+    settings = config(crop=48, shrink=3.0, flip=False, min_gradient=0.0)
+    lengths = []
+    for step in range(60):
+        crop = random_crop(Example(waves()), settings, Rng(0, step, (0,))).hr
+        assert crop.shape == (3, 48, 48)
+        row = crop[0].double() - crop[0].double().mean(0)  # the wave from top to bottom
+        slope = row.diff(dim=0).square().mean().sqrt() / row.square().mean().sqrt()
+        lengths.append(2 * math.pi / float(slope))
+    # periods of 40 pixels divided by a factor whose logarithm is uniform up to log 3
+    assert min(lengths) > 40 / 3 * 0.8
+    assert max(lengths) < 40 * 1.6
+    factors = sorted(40 / length for length in lengths)
+    assert abs(factors[30] - 3**0.5) < 0.35
+
+
+def test_shrinking_stops_where_a_picture_would_have_to_be_mirrored_and_leaves_pairs_alone() -> None:
+    settings = config(crop=48, shrink=3.0, flip=False, min_gradient=0.0)
+    small = torch.rand((3, 48, 60), generator=torch.Generator().manual_seed(0))
+    plain = config(crop=48, flip=False, min_gradient=0.0)
+    for step in range(5):
+        rng = Rng(0, step, (0,))
+        assert torch.equal(random_crop(Example(small), settings, rng).hr, random_crop(Example(small), plain, rng).hr)
+        both = Example(waves(), waves(100))
+        assert torch.equal(random_crop(both, settings, rng, 4).hr, random_crop(both, plain, rng, 4).hr)
+    with pytest.raises(UserError, match="shrink"):
+        config(shrink=0.5)

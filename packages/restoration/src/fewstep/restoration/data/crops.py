@@ -12,6 +12,7 @@ from fewstep.core.rng import Rng
 from fewstep.restoration.data.examples import Example, Pixels, to_float
 from fewstep.restoration.data.settings import DataConfig
 from fewstep.restoration.degradations.noise import LUMA
+from fewstep.restoration.degradations.resize import imresize
 
 CENTRE = (0.5, 0.5)
 
@@ -64,21 +65,34 @@ def crop_example(example: Example, size: int, corner: Sequence[float], scale: in
 def random_crop(example: Example, config: DataConfig, rng: Rng, scale: int = 1) -> Example:
     """Return a random crop, mirrored and turned as ``config`` allows; ``rng``: of this one sample.
 
-    Of the places drawn, the first whose crop is not flat is taken, or the least flat one.
+    Of the places drawn, the first whose crop is not flat is taken, or the least flat one. With ``config.shrink`` it is
+    the crop of a picture made smaller by up to that factor.
     """
     first, *others = rng.uniform("corner", (config.tries, 2))[0].tolist()
-    best = crop_example(example, config.crop, first, scale)
+    size = _shrunk_side(example, config, rng)
+    best = crop_example(example, size, first, scale)
     most = gradient(best.hr) if others else 1.0
     for corner in others:
         if most >= config.min_gradient:
             break
-        crop = crop_example(example, config.crop, corner, scale)
+        crop = crop_example(example, size, corner, scale)
         if (found := gradient(crop.hr)) > most:
             best, most = crop, found
+    if size > config.crop:  # the crop alone is made smaller: the same as a crop of all of it, but for its border
+        smaller = imresize(best.hr[None], config.crop / size)[0, :, : config.crop, : config.crop]
+        best = best._replace(hr=smaller.clamp(0, 1))
     mirror = config.flip and float(rng.uniform("flip")[0]) < 0.5
     turns = int(rng.integers("turns", 4)[0]) if config.rotate else 0
     lq = None if best.lq is None else moved(best.lq, mirror, turns)
     return best._replace(hr=moved(best.hr, mirror, turns), lq=lq)
+
+
+def _shrunk_side(example: Example, config: DataConfig, rng: Rng) -> int:
+    """Return the side of what is made smaller to a crop; no picture is mirrored for it, and pairs keep their size."""
+    if config.shrink == 1 or example.lq is not None:
+        return config.crop
+    most = min(config.shrink, max(1.0, min(example.hr.shape[1:]) / config.crop))
+    return round(config.crop * most ** float(rng.uniform("shrink")[0]))
 
 
 def moved(x: Float[Tensor, "3 h w"], mirror: bool, turns: int) -> Float[Tensor, "3 k l"]:

@@ -26,6 +26,8 @@ class DataConfig:
     ``crop``: pixels of a good crop, a multiple of every scale. ``degradation``: a preset; pairs need none.
     ``min_gradient``: crops whose luma changes less from pixel to pixel, of 1, are flat, and up to ``tries`` places are
     tried for a better one (0: every crop is taken). ``flip``: mirror half of the crops; ``rotate``: by quarter turns.
+    ``shrink``: training crops are those of a picture made smaller by a random factor from 1 to this, as the pictures of
+    several sizes that Real-ESRGAN was trained on: more to learn from few pictures.
     ``sharpen``: good crops by unsharp masking before anything else, as Real-ESRGAN does, but not those held out.
     ``max_bad_share``: of files that may be missing or unreadable. ``cache_pictures``: how many stay in memory, decoded.
     ``captions``: the share of training samples that a Stable Diffusion is told their own caption of, in NAME.txt beside
@@ -46,6 +48,7 @@ class DataConfig:
     tries: int = 4
     flip: bool = True
     rotate: bool = False
+    shrink: float = 1.0
     sharpen: bool = False
     max_bad_share: float = 0.01
     cache_pictures: int = 64
@@ -91,6 +94,8 @@ class DataConfig:
             not self.template or self.template.count("{}") == 1,
             f"domain.data.template must hold {{}} once, for the name of the good picture, got '{self.template}'",
         )
+        check(1 <= self.shrink <= 8, f"domain.data.shrink must lie in 1..8, got {self.shrink:g}")
+        check(not paired or self.shrink == 1, "domain.data.shrink: pairs are learnt at their size; leave it 1")
         check(not paired or not self.sharpen, "domain.data.sharpen: good pictures of pairs are learnt as they are")
         check(
             not paired or self.degradation == BICUBIC,
