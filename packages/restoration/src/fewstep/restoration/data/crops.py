@@ -92,7 +92,8 @@ def _shrunk_side(example: Example, config: DataConfig, rng: Rng) -> int:
     if config.shrink == 1 or example.lq is not None:
         return config.crop
     most = min(config.shrink, max(1.0, min(example.hr.shape[1:]) / config.crop))
-    return round(config.crop * most ** float(rng.uniform("shrink")[0]))
+    factor: float = most ** float(rng.uniform("shrink")[0])
+    return round(config.crop * factor)
 
 
 def moved(x: Float[Tensor, "3 h w"], mirror: bool, turns: int) -> Float[Tensor, "3 k l"]:
