@@ -78,5 +78,5 @@ def test_lists_within_blocks_are_no_blocks():
     inner = nn.Sequential(nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]))
     network = nn.Module()
     network.first = nn.ModuleList([inner, nn.Identity()])
-    network.second = nn.ModuleList([nn.Linear(2, 2)])
-    assert listed_blocks(network) == ("first.0", "second.0")
+    network.second = nn.ModuleList([None, nn.Linear(2, 2)])  # as diffusers' middle blocks without attention
+    assert listed_blocks(network) == ("first.0", "second.1")

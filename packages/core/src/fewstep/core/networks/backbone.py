@@ -59,14 +59,22 @@ class ExtensibleBackbone(Backbone):
 
 
 def listed_blocks(network: nn.Module) -> tuple[str, ...]:
-    """Return the paths of the entries of a network's outermost lists of layers, those without parameters left out."""
+    """Return the paths of the entries of a network's outermost lists of layers, those without parameters left out.
+
+    An entry may be None, as diffusers' middle blocks have in the place of attention that is switched off.
+    """
     found: list[str] = []
     outer: list[str] = []
     for path, part in network.named_modules():
         if isinstance(part, nn.ModuleList) and not any(path.startswith(f"{each}.") for each in outer):
             outer.append(path)
-            found += [f"{path}.{i}" for i, block in enumerate(part) if next(block.parameters(), None) is not None]
+            blocks: list[nn.Module | None] = list(part)
+            found += [f"{path}.{i}" for i, block in enumerate(blocks) if block is not None and _has_weights(block)]
     return tuple(found)
+
+
+def _has_weights(block: nn.Module) -> bool:
+    return next(block.parameters(), None) is not None
 
 
 def entry(cond: Cond, name: str, who: str) -> Tensor:
