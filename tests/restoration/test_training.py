@@ -168,6 +168,14 @@ def test_a_shipped_student_s_file_is_what_its_command_writes(
     assert Restorer.load(name).noise == made.get("noise", 1) == noise
 
 
+def test_the_faithful_student_is_truer_than_the_teacher_s_single_step_and_that_than_bicubic() -> None:
+    truth = photos.photo("coffee")[None, :, 120:248, 200:328]
+    lq = (imresize(truth, 0.25).clamp(0, 1) * 255).round() / 255
+    made = [imresize(lq, 4), Restorer.load("photos", steps=1)(lq, 4), Restorer.load("photos-faithful")(lq, 4)]
+    scores = torch.cat([psnr_y(x.clamp(0, 1), truth) for x in made])
+    assert scores[0] + 0.3 < scores[1] < scores[2] - 0.2
+
+
 @pytest.mark.parametrize("config", sorted(file.stem for file in DOMAIN.configs.glob("*.yaml")))
 def test_every_shipped_config_is_read_and_says_what_it_is(config: str) -> None:
     found = load_config(config, [], domain=DOMAIN)

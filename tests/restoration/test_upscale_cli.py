@@ -29,10 +29,18 @@ PHOTOS = next((folder for folder in _FOLDERS if folder.exists()), _FOLDERS[0])
 VERB = Verb("", upscale_arguments, upscale)
 
 
+class Asked(list[dict]):
+    """How models were asked for, and what each was told of pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[list[str]] = []
+
+
 @pytest.fixture(autouse=True)
-def loaded(monkeypatch) -> list[dict]:
+def loaded(monkeypatch) -> Asked:
     """A bicubic stand-in for every model but one called `missing`; returns how models were asked for."""
-    asked: list[dict] = []
+    asked = Asked()
 
     class Restorer:
         @classmethod
@@ -42,7 +50,10 @@ def loaded(monkeypatch) -> list[dict]:
             asked.append({"model": model, **how})
             bad = how["precision"] == "bf16" and model == "overflows"
             function = (lambda x, s: bicubic(x, s) * float("inf")) if bad else bicubic
-            return StandIn(function, radius=2, scales=(4,) if model == "four" else (2, 3, 4, 8))
+            made = StandIn(function, radius=2, scales=(4,) if model == "four" else (2, 3, 4, 8))
+            asked.told.append([])
+            made.check_words, made.tell = (lambda: None), asked.told[-1].append
+            return made
 
     module = ModuleType("fewstep.restoration.restorer")
     module.Restorer = Restorer
@@ -301,3 +312,17 @@ def test_the_options_load_no_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_each_picture_s_caption_is_told_to_whatever_does_its_tiles(tmp_path, loaded):
+    for name, caption in (("a", "a cat"), ("b", ""), ("c", "a cone\n")):
+        drawn(tmp_path / f"in/{name}.png").with_suffix(".txt").write_text(caption, encoding="utf-8")
+    report = tmp_path / "report.json"
+    args = (tmp_path / "in", "-o", tmp_path / "out", "--model", "overflows", "--precision", "bf16", "--json", report)
+    assert command(*args, "--captions", "--prompt", "a photo") == 0
+    assert [each["precision"] for each in loaded] == ["bf16", "fp32"]
+    assert loaded.told == [["a cat", "a photo", "a cone"]] * 2
+    settings = json.loads(report.read_text())["settings"]
+    assert (settings["prompt"], settings["captions"]) == ("a photo", True)
+    assert command(*args, "--overwrite") == 0
+    assert loaded.told[2:] == [[], []]

@@ -135,13 +135,15 @@ class Restorer:
 
         Raises UserError for a model that reads no words, or whose text encoder is missing.
         """
-        if not caption:
-            self._told = {}
-            return
+        told = self.check_words()([caption]) if caption else {}
+        self._told = {name: value.to(self.device) for name, value in told.items()}
+
+    def check_words(self) -> CaptionEncoder:
+        """Return what encodes captions for the model, loaded when it is first asked for; raises as :meth:`tell`."""
         if self.model.stable is None:
             raise UserError(f"--model {self.name} reads no words: leave --prompt and --captions out")
         self._encoder = self._encoder or CaptionEncoder(self.model.stable, self.device)
-        self._told = {name: value.to(self.device) for name, value in self._encoder([caption]).items()}
+        return self._encoder
 
     @property
     def evaluations(self) -> int:

@@ -128,19 +128,8 @@ def upscale(args: Namespace) -> None:
         run_jobs(jobs, _worker(args, config), "upscaling")
     else:
         run_jobs(jobs, lambda job: "", "upscaling")
-    names = (
-        "model",
-        "scale",
-        "steps",
-        "sampler",
-        "noise",
-        "seed",
-        "tile",
-        "overlap",
-        "color_fix",
-        "precision",
-        "prompt",
-    )
+    names = ["model", "scale", "steps", "sampler", "noise", "seed", "prompt", "captions"]
+    names += ["tile", "overlap", "color_fix", "precision"]
     finish(jobs, args.json, {name: getattr(args, name) for name in names})
 
 
@@ -161,7 +150,7 @@ class _Restorers:
         self.first = self._load(args.precision)
         self.words = bool(args.prompt or args.captions)
         if self.words:
-            self.first.tell(args.prompt or "a picture")  # now, and not after files were made: some read no words
+            self.first.check_words()  # now, and not after files were made
         known = ", ".join(map(str, self.first.scales))
         check(args.scale in self.first.scales, f"--scale {args.scale}: model '{args.model}' was made for {known}")
         self.spare = self._spare if args.precision == "bf16" else None
