@@ -138,3 +138,33 @@ def test_shrinking_stops_where_a_picture_would_have_to_be_mirrored_and_leaves_pa
         assert torch.equal(random_crop(both, settings, rng, 4).hr, random_crop(both, plain, rng, 4).hr)
     with pytest.raises(UserError, match="shrink"):
         config(shrink=0.5)
+
+
+def test_jitter_is_one_linear_map_of_every_pixel_that_keeps_the_range_and_permutes_channels() -> None:
+    picture = torch.rand((3, 16, 16), generator=torch.Generator().manual_seed(1))
+    plain, lost, orders = config(flip=False, min_gradient=0.0), [], set()
+    for step in range(200):
+        rng = Rng(0, step, (0,))
+        crop = random_crop(Example(picture), config(flip=False, min_gradient=0.0, jitter=0.6), rng).hr
+        before = random_crop(Example(picture), plain, rng).hr
+        assert float(crop.min()) >= 0
+        assert float(crop.max()) <= 1
+        order = tuple(int(torch.corrcoef(torch.stack([c.flatten(), *before.flatten(1)]))[0, 1:].argmax()) for c in crop)
+        slope = (crop[0].max() - crop[0].min()) / (before[order[0]].max() - before[order[0]].min())
+        offset = crop.mean((1, 2), keepdim=True) - slope * before[list(order)].mean((1, 2), keepdim=True)
+        assert_close(crop, slope * before[list(order)] + offset, rtol=0, atol=1e-6)
+        lost.append(1 - float(slope))
+        orders.add(order)
+    assert len(orders) == 6
+    assert -1e-6 < min(lost) < 0.02  # uniform from none to all of the share
+    assert 0.58 < max(lost) < 0.6 + 1e-6
+    assert abs(sum(lost) / len(lost) - 0.3) < 0.05
+
+
+def test_jitter_recolours_both_pictures_of_a_pair_alike() -> None:
+    for step in range(20):
+        crop = random_crop(pair(9, 7, 2), config(jitter=0.5), Rng(0, step, (0,)), 2)
+        assert torch.equal(crop.hr, crop.lq.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    for strength in (-0.1, 1.0):
+        with pytest.raises(UserError, match="jitter"):
+            config(jitter=strength)

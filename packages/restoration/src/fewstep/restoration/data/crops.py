@@ -63,7 +63,7 @@ def crop_example(example: Example, size: int, corner: Sequence[float], scale: in
 
 
 def random_crop(example: Example, config: DataConfig, rng: Rng, scale: int = 1) -> Example:
-    """Return a random crop, mirrored and turned as ``config`` allows; ``rng``: of this one sample.
+    """Return a random crop, mirrored, turned and recoloured as ``config`` allows; ``rng``: of this one sample.
 
     Of the places drawn, the first whose crop is not flat is taken, or the least flat one. With ``config.shrink`` it is
     the crop of a picture made smaller by up to that factor.
@@ -84,7 +84,8 @@ def random_crop(example: Example, config: DataConfig, rng: Rng, scale: int = 1) 
     mirror = config.flip and float(rng.uniform("flip")[0]) < 0.5
     turns = int(rng.integers("turns", 4)[0]) if config.rotate else 0
     lq = None if best.lq is None else moved(best.lq, mirror, turns)
-    return best._replace(hr=moved(best.hr, mirror, turns), lq=lq)
+    best = best._replace(hr=moved(best.hr, mirror, turns), lq=lq)
+    return jittered(best, config.jitter, rng) if config.jitter else best
 
 
 def _shrunk_side(example: Example, config: DataConfig, rng: Rng) -> int:
@@ -100,3 +101,20 @@ def moved(x: Float[Tensor, "3 h w"], mirror: bool, turns: int) -> Float[Tensor, 
     """Return a picture mirrored from left to right, then turned by quarters."""
     x = x.flip(2) if mirror else x
     return torch.rot90(x, turns, (1, 2)).contiguous()
+
+
+def jittered(example: Example, strength: float, rng: Rng) -> Example:
+    """Return a picture, or a pair, with its channels in a random order and its contrast lowered by up to ``strength``.
+
+    The contrast is taken about a level drawn for each channel, which tints; values in [0, 1] stay there. It is one
+    linear map of every pixel, so that what a pair's low-quality picture was made with still holds if that was linear.
+    """
+    order = rng.uniform("jitter/order", (3,))[0].argsort()
+    lost = strength * float(rng.uniform("jitter/contrast")[0])
+    level = rng.uniform("jitter/level", (3, 1, 1))[0]
+
+    def recoloured(x: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+        return torch.lerp(x[order], level.to(x), lost)
+
+    lq = None if example.lq is None else recoloured(to_float(example.lq))
+    return example._replace(hr=recoloured(to_float(example.hr)), lq=lq)

@@ -28,6 +28,7 @@ class DataConfig:
     tried for a better one (0: every crop is taken). ``flip``: mirror half of the crops; ``rotate``: by quarter turns.
     ``shrink``: training crops are those of a picture made smaller by a random factor from 1 to this, as the pictures of
     several sizes that Real-ESRGAN was trained on: more to learn from few pictures.
+    ``jitter``: training crops get their channels in a random order and up to this share less contrast, tinted (0: no).
     ``sharpen``: good crops by unsharp masking before anything else, as Real-ESRGAN does, but not those held out.
     ``max_bad_share``: of files that may be missing or unreadable. ``cache_pictures``: how many stay in memory, decoded.
     ``captions``: the share of training samples that a Stable Diffusion is told their own caption of, in NAME.txt beside
@@ -49,6 +50,7 @@ class DataConfig:
     flip: bool = True
     rotate: bool = False
     shrink: float = 1.0
+    jitter: float = 0.0
     sharpen: bool = False
     max_bad_share: float = 0.01
     cache_pictures: int = 64
@@ -96,6 +98,7 @@ class DataConfig:
         )
         check(1 <= self.shrink <= 8, f"domain.data.shrink must lie in 1..8, got {self.shrink:g}")
         check(not paired or self.shrink == 1, "domain.data.shrink: pairs are learnt at their size; leave it 1")
+        check(0 <= self.jitter < 1, f"domain.data.jitter must be a share in 0..1, below 1, got {self.jitter:g}")
         check(not paired or not self.sharpen, "domain.data.sharpen: good pictures of pairs are learnt as they are")
         check(
             not paired or self.degradation == BICUBIC,
