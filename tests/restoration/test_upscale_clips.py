@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,25 @@ def test_a_video_is_magnified_frame_by_frame(tmp_path: Path, model: Path, capsys
     made = video(tmp_path / "a.mp4")
     out = tmp_path / "b.mp4"
     assert restoration("upscale", tmp_path / "a.mp4", "-o", out, "-s", 2, "--model", model, "--noise", 0) == 0
-    assert "5 frames of 32x24 became 64x48, without sound" in capsys.readouterr().err
+    assert "5 frames of 32x24 became 64x48, without sound (there is none in it)" in capsys.readouterr().err
     assert clips.probe(out) == (5, 48, 64, 10.0)
     read = clips.read(out, 0, 5)
     large = made.repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert (read.int() - large.int()).abs().float().mean() < 8
     assert restoration("upscale", tmp_path, "-o", tmp_path / "all", "-s", 2, "--model", model) == 0
     assert sorted(file.name for file in (tmp_path / "all").iterdir()) == ["a.mp4", "b.mp4"]
+
+
+@needs_video
+def test_a_video_keeps_its_sound(tmp_path: Path, model: Path, capsys) -> None:
+    from video.sound_bed import assert_same_sound, talking
+
+    sound, out = talking(tmp_path / "a.mkv", seconds=1), tmp_path / "b.mp4"
+    told = tmp_path / "report.json"
+    assert restoration("upscale", sound, "-o", out, "-s", 2, "--model", model, "--json", told) == 0
+    assert "10 frames of 48x32 became 96x64, with its sound" in capsys.readouterr().err
+    assert json.loads(told.read_text())["files"][0]["sound"] is True
+    assert_same_sound(sound, out)
 
 
 @needs_video

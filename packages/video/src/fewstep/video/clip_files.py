@@ -28,9 +28,16 @@ class VideoFiles:
         """Return frames in RGB, upright; UserError for what is damaged or not there."""
         return read_clip(path, (start, count, 1))
 
-    def write(self, path: Path, frames: Iterable[UInt8[Tensor, "f 3 h w"]], size: tuple[int, int], fps: float) -> None:
+    def write(
+        self,
+        path: Path,
+        frames: Iterable[UInt8[Tensor, "f 3 h w"]],
+        size: tuple[int, int],
+        fps: float,
+        sound: Path | None = None,
+    ) -> str:
         """Write pieces of a video as they come, whole or not at all; UserError for what cannot be written."""
-        write_pieces(path, frames, size, fps)
+        return write_pieces(path, frames, size, fps, sound=sound)
 
 
 CLIPS = VideoFiles()

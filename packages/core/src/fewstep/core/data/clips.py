@@ -30,8 +30,18 @@ class ClipFiles(Protocol):
     def read(self, path: Path, start: int, count: int) -> UInt8[Tensor, "f 3 h w"]:
         """Return frames in RGB, upright."""
 
-    def write(self, path: Path, frames: Iterable[UInt8[Tensor, "f 3 h w"]], size: tuple[int, int], fps: float) -> None:
-        """Write pieces of a video as they come, whole or not at all; ``size``: height and width."""
+    def write(
+        self,
+        path: Path,
+        frames: Iterable[UInt8[Tensor, "f 3 h w"]],
+        size: tuple[int, int],
+        fps: float,
+        sound: Path | None = None,
+    ) -> str:
+        """Write pieces of a video as they come, whole or not at all; ``size``: height and width.
+
+        ``sound``: a video whose sound goes into it as it is. Returns why there is none in it, empty where there is.
+        """
 
 
 def find_clip_files() -> ClipFiles | None:

@@ -19,7 +19,7 @@ PIECE = 2**26  # pixels read at a time
 
 
 def upscale_clip(job: Job, restore: Callable[[Picture], Raster]) -> str:
-    """Write a job's video magnified, without sound, and say so in a line.
+    """Write a job's video magnified, with its sound where the file written can hold it, and say so in a line.
 
     Every frame gets the same noise, so that what stands still stays still. Raises UserError for what cannot be read or
     written; nothing half-written is left.
@@ -43,14 +43,16 @@ def upscale_clip(job: Job, restore: Callable[[Picture], Raster]) -> str:
                     bar.update()
 
     rows, columns = first.size
-    clips.write(target, pieces(), (rows, columns), found.fps)
+    silent = clips.write(target, pieces(), (rows, columns), found.fps, sound=path)
     job.facts |= {
         "size": [found.width, found.height],
         "result_size": [columns, rows],
         "frames": found.frames,
         "fps": found.fps,
+        "sound": not silent,
     }
-    return f"{target}: {found.frames} frames of {found.width}x{found.height} became {columns}x{rows}, without sound,"
+    sound = f"without sound ({silent})" if silent else "with its sound"
+    return f"{target}: {found.frames} frames of {found.width}x{found.height} became {columns}x{rows}, {sound},"
 
 
 def _picture(frame: UInt8[Tensor, "3 h w"]) -> Picture:

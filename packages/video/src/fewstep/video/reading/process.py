@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,13 @@ class Decoder:
             if len(self._shared) > KEEP:
                 self._shared = None
             return frames
+
+    def join_sound(self, pictures: Path, source: ClipSource, target: Path) -> int:
+        """Write the pictures of a file and the sound of a clip into a third; see :func:`.sound.join`."""
+        paths = {"pictures": str(pictures.absolute()), "target": str(target.absolute())}
+        with self._lock:
+            answer = self._ask(source, {"do": "sound", **paths})
+        return int(answer["tracks"])
 
     def close(self) -> None:
         """End the worker; the next request starts another."""

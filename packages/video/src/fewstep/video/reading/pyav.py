@@ -108,7 +108,7 @@ class Video:
             self.container = av.open(target, options=OPEN)
         except (av.error.FFmpegError, ValueError) as error:
             self._close_file()
-            raise Unreadable(source.name, f"not a video ({_reason(error)})") from error
+            raise Unreadable(source.name, f"not a video ({reason_of(error)})") from error
         try:
             self.stream: Any = self._pick()
         except BaseException:
@@ -153,7 +153,7 @@ class Video:
                 with _reported() as errors:
                     frame = next(frames, None)
             except (av.error.FFmpegError, ValueError) as error:
-                raise Unreadable(self.source.name, f"damaged ({_reason(error)})") from error
+                raise Unreadable(self.source.name, f"damaged ({reason_of(error)})") from error
             # some decoders (FFV1) report damage, conceal it, and go on
             if errors:
                 raise Unreadable(self.source.name, f"damaged ({errors[0][2].strip()})")
@@ -180,7 +180,7 @@ class Video:
                 if packet.is_keyframe:
                     keys.append(packet.pts or 0)
         except (av.error.FFmpegError, ValueError) as error:
-            raise Unreadable(self.source.name, f"damaged ({_reason(error)})") from error
+            raise Unreadable(self.source.name, f"damaged ({reason_of(error)})") from error
         if packets < self.stream.frames:
             raise Unreadable(self.source.name, f"truncated: {packets} of its {self.stream.frames} frames are there")
         order = np.unique(np.array(stamps, np.int64))
@@ -344,7 +344,7 @@ def _reported() -> Iterator[list[tuple[int, str, str]]]:
         av.logging.set_level(level)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Return FFmpeg's words without the number and the path around them."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text).splitlines()[0]

@@ -94,6 +94,10 @@ def _answer(request: dict[str, Any], allocate: Callable[[tuple[int, ...]], Frame
     source = ClipSource(Path(given["path"]), given["offset"], given["size"], given["member"])
     if request["do"] == "probe":
         return {"info": asdict(pyav.probe(source))}
+    if request["do"] == "sound":
+        from fewstep.video.reading import sound
+
+        return {"tracks": sound.join(Path(request["pictures"]), source, Path(request["target"]))}
     size = tuple(request["size"]) if request["size"] else None
     if request["reader"] == "decord":
         from fewstep.video.reading import with_decord

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from fewstep.core.data.writing import write_whole
 from fewstep.core.errors import UserError, check, nearest
+from fewstep.video.reading.clips import LIMITS
+from fewstep.video.reading.info import ClipSource, Unreadable
+from fewstep.video.reading.process import shared_decoder
 
 # a codec's encoder and its settings: near what the eye can tell, quick rather than small; no HEVC, whose encoder x265
 # corrupts memory at pictures smaller than its blocks of 64 pixels
@@ -60,10 +63,12 @@ def write_pieces(
     fps: float | Fraction,
     *,
     codec: str = "h264",
-) -> None:
+    sound: Path | None = None,
+) -> str:
     """Write a video, .mp4, .mov or .mkv, piece by piece as frames come; ``size``: their height and width.
 
-    Raises UserError for what cannot be written; what raises while frames are made leaves no file either.
+    ``sound``: a video whose sound goes into it as it is. Returns why there is none in it, empty where there is. Raises
+    UserError for what cannot be written; what raises while frames are made leaves no file either.
     """
     suffix, known = path.suffix.lower(), ", ".join((*CONTAINERS, ".gif"))
     check(suffix in CONTAINERS, f"{path}: no video file is called '{suffix or path.name}'; name it {known}")
@@ -78,7 +83,24 @@ def write_pieces(
             check(tuple(piece.shape[2:]) == size, f"{path}: frames of {tuple(piece.shape[2:])} in a video of {size}")
             yield from _pixels(piece)
 
-    write_or_refuse(path, lambda aside: _encode(aside, images(), size, rate, codec))
+    silent = "none was asked for"
+
+    def write(aside: Path) -> None:
+        nonlocal silent
+        _encode(aside, images(), size, rate, codec)
+        silent = _add_sound(aside, sound) if sound else silent
+
+    write_or_refuse(path, write)
+    return silent
+
+
+def _add_sound(path: Path, sound: Path) -> str:
+    """Put another video's sound into a written one, and return why not; what was written stays as it is then."""
+    try:
+        write_whole(path, lambda both: shared_decoder(LIMITS).join_sound(path, ClipSource(sound), both))
+    except Unreadable as refused:  # hours of work on its pictures are not lost for that
+        return refused.reason
+    return ""
 
 
 def _too_large(path: Path) -> str:
