@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageCms, ImageOps
 from torch.testing import assert_close
@@ -229,13 +230,61 @@ def test_image_bombs_are_refused_before_they_are_unpacked(tmp_path, monkeypatch,
         assert "DOS" not in line
 
 
-def test_a_colour_tiff_of_16_bits_is_refused_rather_than_cut_to_8(tmp_path):
-    entries = [(256, 4, 1, 1), (257, 4, 1, 1), (258, 3, 3, 200), (259, 3, 1, 1), (262, 3, 1, 2)]
-    entries += [(273, 4, 1, 206), (277, 3, 1, 3), (278, 4, 1, 1), (279, 4, 1, 6), (284, 3, 1, 1)]
-    tags = b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    head = struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + tags + bytes(4)
-    (tmp_path / "a.tif").write_bytes(head.ljust(200, b"\0") + struct.pack("<HHH", 16, 16, 16) + bytes(6))
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_headers_tell_the_size_that_reading_gives(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (6, 4)).save(tmp_path / f"a.{suffix}", exif=exif)
+    size = read_picture(tmp_path / f"a.{suffix}").size
+    assert read_header(tmp_path / f"a.{suffix}").size == size == ((6, 4) if orientation >= 5 else (4, 6))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("more", [{}, {"tile": (16, 16)}, {"predictor": True}, {"orientation": 6}])
+def test_a_colour_tiff_of_16_bits_keeps_every_value(tmp_path, mode, order, compression, more):
+    picture, turn = drawn(mode, 16, 40, 52), more.get("orientation", 1)
+    parts = [picture.colours] if picture.alpha is None else [picture.colours, picture.alpha]
+    pixels = (torch.cat(parts) * 65535).round().permute(1, 2, 0).numpy().astype(np.uint16)
+    settings = {key: value for key, value in more.items() if key != "orientation" and (compression or key == "tile")}
+    alpha = ["unassalpha"] if mode == "RGBA" else None
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels, photometric="rgb", byteorder=order, compression=compression, extrasamples=alpha,
+        extratags=[(0x0112, 3, 1, turn, True)] if turn > 1 else [], **settings,
+    )  # fmt: skip
+    found, header = read_picture(tmp_path / "a.tif"), read_header(tmp_path / "a.tif")
+    assert (header.mode, header.bits, header.size) == (found.mode, found.bits, found.size)
+    turned = [upright(part, turn) for part in parts]
+    same(found, replace(picture, colours=turned[0], alpha=turned[1] if alpha else None))
+
+
+@pytest.mark.parametrize(
+    ("channels", "settings"),
+    [
+        (3, {"planarconfig": "separate"}),
+        (3, {"planarconfig": "separate", "compression": "zlib"}),
+        (4, {"extrasamples": ["assocalpha"]}),
+        (4, {"extrasamples": ["assocalpha"], "compression": "zlib"}),
+        (4, {"photometric": "separated"}),
+    ],
+)
+def test_unusual_tiffs_of_16_bits_are_refused_rather_than_cut_to_8_or_mixed_up(tmp_path, channels, settings):
+    pixels = np.random.default_rng(0).integers(0, 65536, (20, 30, channels), dtype=np.uint16)
+    apart = settings.get("planarconfig") == "separate"
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.moveaxis(pixels, 2, 0) if apart else pixels, **{"photometric": "rgb", **settings}
+    )
     assert "16-bit PNG" in refused(tmp_path / "a.tif")
+
+
+def test_a_colour_tiff_of_16_bits_that_is_cut_short_is_refused(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65536, (40, 52, 3), dtype=np.uint16)
+    for compression in (None, "zlib"):
+        tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", compression=compression)
+        (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:2000])
+        assert "cannot be read" in refused(tmp_path / "a.tif")
 
 
 def test_what_a_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path):

@@ -1,13 +1,14 @@
-"""PNG with 16 bits per channel, which Pillow decodes to 8 bits unless it is gray, and writes only gray."""
+"""PNG and TIFF with 16 bits per channel, which Pillow decodes to 8 bits unless they are gray, and writes only gray."""
 
 from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by channels: gray, gray and alpha, RGB, RGBA (PNG specification, 11.2.1)
 GRAY_ALPHA, RGBA = 4, 6
 PAETH = 4
+PLANAR_CONFIGURATION = 284  # TIFF 6.0, section 8
 BAND_BYTES = 2**22
 
 
@@ -38,16 +40,49 @@ def read_deep(path: Path, colour_type: int) -> npt.NDArray[np.uint16]:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
             pairs = np.ascontiguousarray(opened)
     else:
-        high, low = _bytes(path, ";16B"), _bytes(path, ";16L")
-        pairs = np.stack([high, low], axis=-1).reshape(*high.shape[:2], -1)
+        with Image.open(path, formats=["PNG"]) as opened:
+            pairs = _pairs(path, opened, ";16B", ";16L")
     return pairs.view(">u2").astype(np.uint16)
 
 
-def _bytes(path: Path, order: str) -> npt.NDArray[np.uint8]:
-    """Return one of the two bytes of every value: Pillow keeps the high one, so the other order gives the low one."""
-    with Image.open(path, formats=["PNG"]) as opened:
-        opened.tile = [(*tile[:3], f"{tile[3].partition(';')[0]}{order}") for tile in map(tuple, opened.tile)]
-        return np.asarray(opened)
+def tiff_order(opened: Any) -> str:
+    """Return the order of bytes, N (native), L or B, in which Pillow reads a TIFF's colours of 16 bits a channel.
+
+    It is empty for layouts that Pillow gives no second byte of: channels that lie apart, colours multiplied with alpha,
+    CMYK.
+    """
+    if opened.tag_v2.get(PLANAR_CONFIGURATION, 1) != 1:
+        return ""
+    orders = {tile[3][0].partition(";16")[::2] for tile in map(tuple, opened.tile)}
+    (name, order), *others = orders or {("", "")}
+    return str(order) if name in ("RGB", "RGBA") and order in ("N", "L", "B") and not others else ""
+
+
+def read_deep_tiff(path: Path, opened: Any) -> npt.NDArray[np.uint16]:
+    """Return "h w c" of a TIFF that has a :func:`tiff_order`; raises what Pillow raises for damaged files."""
+    order = tiff_order(opened)
+    other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}[order]
+    return _pairs(path, opened, f";16{order}", f";16{other}").view(">u2").astype(np.uint16)
+
+
+def _pairs(path: Path, opened: Any, order: str, other: str) -> npt.NDArray[np.uint8]:
+    """Return the two bytes of every value: Pillow keeps the high one, so the other order gives the low one."""
+    high = _bytes(opened, order)
+    with Image.open(path, formats=[opened.format]) as again:
+        low = _bytes(again, other)
+    return np.stack([high, low], axis=-1).reshape(*high.shape[:2], -1)
+
+
+def _bytes(opened: Any, order: str) -> npt.NDArray[np.uint8]:
+    """Return one of the two bytes of every value, that which comes first in the order asked for."""
+
+    def ordered(how: Any) -> Any:
+        return (ordered(how[0]), *how[1:]) if isinstance(how, tuple) else f"{how.partition(';')[0]}{order}"
+
+    # named tuples, or plain ones before Pillow 11
+    opened.tile = [getattr(tile, "_make", tuple)((*tile[:3], ordered(tile[3]))) for tile in opened.tile]
+    opened.load()
+    return np.asarray(opened)
 
 
 def write_deep(path: Path, values: npt.NDArray[np.uint16], exif: bytes | None, icc: bytes | None) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fewstep.core.data.reading import MAX_PIXELS, UNREADABLE
 from fewstep.core.errors import UserError, check
-from fewstep.restoration.pictures.deep import deep_type, read_deep
+from fewstep.restoration.pictures.deep import deep_type, read_deep, read_deep_tiff, tiff_order
 from fewstep.restoration.pictures.picture import Picture
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
@@ -26,7 +26,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 FREE_PIXELS = 2**24
 PIXELS_PER_BYTE = 4096
 ORIENTATION = 0x0112  # EXIF 2.32, table 4
-BITS_PER_SAMPLE = 0x0102
+IMAGE_WIDTH, IMAGE_LENGTH, BITS_PER_SAMPLE = 0x0100, 0x0101, 0x0102  # TIFF 6.0, section 8
 GRAYS = ("1", "L", "LA", "La")
 
 # what Pillow's parsers raise besides on damaged headers
@@ -38,7 +38,7 @@ def read_picture(path: Path) -> Picture:
 
     Palettes become RGB or RGBA, black and white becomes gray, the first frame of an animation is taken. CMYK is turned
     into RGB without its profile, which is dropped. Raises UserError for files that are missing, empty, truncated, not
-    images, larger than :data:`MAX_PIXELS` or far larger than their bytes can fill, and for colour TIFF of 16 bits.
+    images, larger than :data:`MAX_PIXELS` or far larger than their bytes can fill, and for unusual TIFF of 16 bits.
     """
     with _opened(path) as opened:
         return _picture(path, opened)
@@ -56,10 +56,12 @@ class Header:
 def read_header(path: Path) -> Header:
     """Return what :func:`read_picture` will find, without unpacking pixels; raises what it raises for bad headers."""
     with _opened(path) as opened:
-        deep, wide = deep_type(path), opened.mode[0] in "IF"
-        gray = deep in (0, 4) if deep is not None else wide or opened.mode in GRAYS
+        deep, wide = deep_type(path), opened.mode[0] in "IF" or _deep_tiff(opened)
+        gray = deep in (0, 4) if deep is not None else opened.mode[0] in "IF" or opened.mode in GRAYS
         mode = "CMYK" if opened.mode == "CMYK" else ("L" if gray else "RGB") + "A" * opened.has_transparency_data
         size = opened.height, opened.width
+        if opened.format == "TIFF":  # some Pillows give its size as it is shown, others as it lies in the file
+            size = opened.tag_v2[IMAGE_LENGTH], opened.tag_v2[IMAGE_WIDTH]
         turned = _exif(opened)[0] in (5, 6, 7, 8)
         return Header(mode, 8 if deep is None and not wide else 16, size[::-1] if turned else size)
 
@@ -89,8 +91,15 @@ def _check_size(path: Path, opened: Any, size: int) -> None:
     claims = f"{path} claims {opened.width}x{opened.height} pixels"
     check(pixels <= MAX_PIXELS, f"{claims}, more than {MAX_PIXELS}: cut it into parts")
     check(pixels <= FREE_PIXELS + PIXELS_PER_BYTE * size, f"{claims} in {size} bytes: give a whole image file")
+    if _deep_tiff(opened):
+        layout = f"{path} is a TIFF of {max(opened.tag_v2[BITS_PER_SAMPLE])} bits in an unusual layout: save it as"
+        check(bool(tiff_order(opened)), f"{layout} 16-bit PNG, or as TIFF of interleaved RGB or RGBA")
+
+
+def _deep_tiff(opened: Any) -> bool:
+    """Return whether a file is a TIFF with colours of more than 8 bits, which Pillow would cut to 8."""
     depths = opened.tag_v2.get(BITS_PER_SAMPLE, (8,)) if opened.format == "TIFF" else (8,)
-    check(len(depths) == 1 or max(depths) <= 8, f"{path} is a colour TIFF of {max(depths)} bits: save it as 16-bit PNG")
+    return len(depths) > 1 and max(depths) > 8
 
 
 def _picture(path: Path, opened: Any) -> Picture:
@@ -114,6 +123,8 @@ def _values(path: Path, opened: Any) -> tuple[npt.NDArray[np.float32], int]:
     deep = deep_type(path)
     if deep in (2, 4, 6):
         return _keyed(read_deep(path, deep), opened.info.get("transparency")), 16
+    if _deep_tiff(opened):
+        return _keyed(read_deep_tiff(path, opened), None), 16
     opened.load()
     if opened.mode.startswith("I"):  # 16-bit gray, which some decoders widen to 32 bits
         steps = np.asarray(opened)
