@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,21 @@ def test_captions_reach_the_network_in_training_and_after(tmp_path: Path, capsys
     assert np.array_equal(pixels["told"], pixels["beside"])
     assert np.array_equal(pixels["none"], pixels["own"])
     assert not np.array_equal(pixels["told"], pixels["none"])
-    capsys.readouterr()
+    picture.unlink()
+    picture.with_suffix(".txt").unlink()
+    psnr = {}
+    for name, way in ways.items():
+        told = tmp_path / f"{name}.json"
+        models = ("--model", run, "--model", "bicubic", "--hr", root, "--steps", 2, "--json", told)
+        assert restoration("evaluate", *models, *way) == 0
+        psnr[name] = json.loads(told.read_text())["models"][str(run)]["pictures"]
+    values = {name: [row["psnr"] for row in rows] for name, rows in psnr.items()}
+    assert values["none"] == values["own"] != values["told"]
+    assert values["beside"] != values["told"]
+    assert [a == b for a, b in zip(values["beside"], values["none"], strict=True)] == [False] * 3 + [True]
+    told = capsys.readouterr().out
+    assert f"told each picture's caption, or their own prompt: {run}" in told
+    assert f"told 'a red cone': {run}" in told
 
 
 def test_words_for_those_who_do_not_read_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,6 +171,13 @@ def test_words_for_those_who_do_not_read_are_refused(tmp_path: Path, capsys: pyt
         assert restoration("upscale", picture, "-o", result, *way) == 2
         assert "reads no words" in capsys.readouterr().err
         assert not result.exists()
+        models = ("--model", "bicubic", "--model", "photos-student", "--hr", root)
+        assert restoration("evaluate", *models, *way) == 2
+        assert "none of these models reads words" in capsys.readouterr().err
+    assert restoration("evaluate", "--model", "photos", "--embedded", "--captions") == 2
+    assert "the embedded photos have none" in capsys.readouterr().err
+    assert restoration("evaluate", picture, picture, "--prompt", "a cat") == 2
+    assert "belongs to --model" in capsys.readouterr().err
     for file in root.rglob("*.txt"):
         file.unlink()
     with pytest.raises(UserError, match="no picture has a caption"):

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fewstep.core.data.captioned import sidecar_caption
 from fewstep.core.data.reading import image_files
 from fewstep.core.errors import UserError, check
 from fewstep.core.rng import Rng
@@ -23,7 +24,14 @@ from fewstep.restoration.pictures.reading import read_picture
 from fewstep.restoration.tiling import is_out_of_memory
 
 BICUBIC = "bicubic"
-Source = tuple[str, Callable[[], Tensor]]  # a name, and what reads "c h w" in [0, 1]
+
+
+class Source(NamedTuple):
+    """A picture: its name, what reads "c h w" in [0, 1], and what says what it shows, "" where nothing does."""
+
+    name: str
+    read: Callable[[], Tensor]
+    caption: Callable[[], str] = str
 
 
 class Restores(Protocol):
@@ -34,6 +42,14 @@ class Restores(Protocol):
 
     def __call__(self, lq: Float[Tensor, "b 3 h w"], scale: int) -> Float[Tensor, "b 3 k l"]:
         """Return restored pictures, not clamped."""
+
+
+@runtime_checkable
+class Reads(Protocol):
+    """A model that is told what pictures show."""
+
+    def tell(self, caption: str) -> None:
+        """Say what the next picture shows, "" for nothing."""
 
 
 class Bicubic:
@@ -49,10 +65,11 @@ class Bicubic:
 
 @dataclass
 class Entry:
-    """A model with the scores and the seconds of its pictures so far."""
+    """A model with the scores and the seconds of its pictures so far; ``told``: whether it is told what they show."""
 
     model: Restores
     scores: Scores
+    told: bool = False
     seconds: list[float] = field(default_factory=list)
 
     @property
@@ -67,21 +84,28 @@ def degradation(name: str) -> DegradationConfig:
     return config if isinstance(config, BicubicConfig) else replace(config, back_to_size=False)
 
 
-def folder_sources(path: Path) -> list[Source]:
-    """Return the pictures of a folder, or the one of a file."""
+def folder_sources(path: Path, captions: bool = False) -> list[Source]:
+    """Return the pictures of a folder, or the one of a file; with their own captions, in ``NAME.txt`` beside them."""
     check(path.exists(), f"{path} does not exist: give a picture or a folder of pictures")
     files = image_files(path) if path.is_dir() else [path]
     root = path if path.is_dir() else path.parent
-    return [(file.relative_to(root).as_posix(), partial(_colours, file)) for file in files]
+    return [
+        Source(file.relative_to(root).as_posix(), partial(_colours, file), partial(_caption, file) if captions else str)
+        for file in files
+    ]
 
 
 def _colours(file: Path) -> Tensor:
     return read_picture(file).colours
 
 
+def _caption(file: Path) -> str:
+    return sidecar_caption(file) or ""
+
+
 def tensor_sources(pictures: Sequence[tuple[str, Float[Tensor, "c h w"]]]) -> list[Source]:
     """Return pictures that are in memory as sources."""
-    return [(name, picture.clone) for name, picture in pictures]
+    return [Source(name, picture.clone) for name, picture in pictures]
 
 
 def low_quality(
@@ -100,14 +124,20 @@ def run(
     scale: int,
     seed: int = 0,
     device: str = "cpu",
+    prompt: str = "",
 ) -> Iterator[str]:
     """Restore and measure every picture with every model, yielding "" or why a picture was left out.
 
-    A picture that one model cannot restore, or a measure cannot take, counts for none, so that means stay comparable.
+    ``prompt``: what models that are told something are told of a picture without a caption. A picture that one model
+    cannot restore, or a measure cannot take, counts for none, so that means stay comparable.
     """
-    for index, (name, read) in enumerate(sources):
+    for index, (name, read, caption) in enumerate(sources):
         try:
             lq, reference = low_quality(read(), config, scale, seed, index)
+            words = caption() or prompt
+            for entry in entries:
+                if entry.told and isinstance(entry.model, Reads):
+                    entry.model.tell(words)
             done = [_restored(entry, lq.to(device), reference, scale) for entry in entries]
         except UserError as error:
             yield str(error) if name in str(error) else f"{name}: {error}"

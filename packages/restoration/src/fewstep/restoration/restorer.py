@@ -138,9 +138,14 @@ class Restorer:
         told = self.check_words()([caption]) if caption else {}
         self._told = {name: value.to(self.device) for name, value in told.items()}
 
+    @property
+    def reads_words(self) -> bool:
+        """Whether the model is told something in words about a picture."""
+        return self.model.stable is not None
+
     def check_words(self) -> CaptionEncoder:
         """Return what encodes captions for the model, loaded when it is first asked for; raises as :meth:`tell`."""
-        if self.model.stable is None:
+        if self.model.stable is None:  # as `reads_words` says
             raise UserError(f"--model {self.name} reads no words: leave --prompt and --captions out")
         self._encoder = self._encoder or CaptionEncoder(self.model.stable, self.device)
         return self._encoder

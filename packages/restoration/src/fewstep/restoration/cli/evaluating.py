@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,8 @@ def evaluate_arguments(parser: ArgumentParser) -> None:
         "--sampler", choices=("auto", "deterministic", "ancestral"), default="auto", help="auto: the model's own (auto)"
     )
     models.add_argument("--noise", type=strength, metavar="0..1", help="strength of the noise (the model's own)")
+    models.add_argument("--prompt", default="", metavar="TEXT", help="told to a Stable Diffusion (the model's own)")
+    models.add_argument("--captions", action="store_true", help="tell it each picture's own, in NAME.txt beside it")
     models.add_argument("--seed", type=int, default=0, help="of degradation and noise (0)")
     models.add_argument("--device", default="", help="(cuda where there is one)")
     models.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(fp32)")
@@ -67,10 +70,12 @@ def evaluate(args: Namespace) -> None:
     if args.model:
         check(args.restored is None, f"--model restores by itself: leave {args.restored} out, give --hr or --embedded")
         check((args.hr is not None) != args.embedded, "--model: give either --hr FOLDER or --embedded")
+        check(not (args.captions and args.embedded), "--captions: the embedded photos have none; give --hr FOLDER")
         _evaluate_models(args)
     else:
         only = "belongs to --model NAME: give that, or two pictures or folders"
         check(args.hr is None, f"--hr {only}")
+        check(not (args.prompt or args.captions), f"--prompt and --captions {only}")
         check(not args.embedded, f"--embedded {only}")
         both = args.restored is not None and args.reference is not None
         check(both, "nothing to compare: give RESTORED and HR, two pictures or two folders, or --model NAME")
@@ -120,9 +125,10 @@ def _evaluate_models(args: Namespace) -> None:
     chosen = measures(args.metrics, device)
     names = list(dict.fromkeys(args.model))
     entries = [Entry(_model(name, args, device), Scores(chosen, args.crop)) for name in names]
+    _tell(entries, args)
     skipped = []
     for problem in _progress(
-        run(entries, sources, config, scale=args.scale, seed=args.seed, device=device), len(sources)
+        run(entries, sources, config, scale=args.scale, seed=args.seed, device=device, prompt=args.prompt), len(sources)
     ):
         if problem:
             skipped.append(_skip("", UserError(problem)))
@@ -139,6 +145,10 @@ def _evaluate_models(args: Namespace) -> None:
         "bicubic is MATLAB's; alpha is ignored",
         f"seconds per picture: median without the first, restoring alone, on {machine(device)}, {args.precision}",
     ]
+    if told := [name for name, entry in zip(names, entries, strict=True) if entry.told]:
+        each = "each picture's caption, or " if args.captions else ""
+        prompt = f"'{args.prompt}'" if args.prompt else "their own prompt"
+        notes.append(f"told {each}{prompt}: {listed(told)}")
     _print(*notes, *first.protocols())
     models = {
         name: {"mean": e.scores.means(), "seconds": e.median_seconds, "steps": e.model.steps, "pictures": e.scores.rows}
@@ -158,7 +168,7 @@ def _sources(args: Namespace) -> list[Source]:
     from fewstep.restoration.benchmark import folder_sources, tensor_sources
 
     if args.hr is not None:
-        return folder_sources(args.hr)
+        return folder_sources(args.hr, args.captions)
     from fewstep.restoration.data.photos import held_out
 
     return tensor_sources(held_out())
@@ -179,6 +189,19 @@ def _model(name: str, args: Namespace, device: str) -> Restores:
     check(args.scale in model.scales, f"--scale {args.scale}: model '{name}' was made for {made_for}")
     restores: Restores = model
     return restores
+
+
+def _tell(entries: Sequence[Entry], args: Namespace) -> None:
+    """Mark the models that are to be told what pictures show, those that read words; UserError where none does."""
+    from fewstep.restoration.restorer import Restorer
+
+    if not (args.prompt or args.captions):
+        return
+    for entry in entries:
+        if isinstance(entry.model, Restorer) and entry.model.reads_words:
+            entry.model.check_words()  # now, and not after pictures were restored
+            entry.told = True
+    check(any(entry.told for entry in entries), "--prompt and --captions: none of these models reads words")
 
 
 def _steps(name: str, steps: int | None) -> tuple[str, int | None]:
