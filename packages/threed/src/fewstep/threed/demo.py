@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from fewstep.core.cli.main import run_domain
+from fewstep.core.data.writing import write_text
 from fewstep.core.image.rendering import render_rows
 from fewstep.core.report import build_comparison
 from fewstep.core.report.tables import table
-from fewstep.core.training.folder import DEMO, make_demo_room, write_text
+from fewstep.core.training.folder import DEMO, make_demo_room
 from fewstep.threed.assets import read_asset, write_asset
 from fewstep.threed.looking.pictures import Ring
 from fewstep.threed.looking.writing import write_looks

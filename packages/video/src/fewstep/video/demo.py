@@ -12,9 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.core.cli.main import run_domain
+from fewstep.core.data.writing import write_text
 from fewstep.core.report import build_comparison
 from fewstep.core.report.tables import table
-from fewstep.core.training.folder import DEMO, make_demo_room, write_text
+from fewstep.core.training.folder import DEMO, make_demo_room
 from fewstep.core.training.opened import Drawn, Opened, draw_student, draw_teacher, open_run
 from fewstep.core.training.showing import count
 from fewstep.core.training.world import World

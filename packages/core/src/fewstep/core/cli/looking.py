@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.core.data.prompts import read_prompts
+from fewstep.core.data.writing import write_text
 from fewstep.core.denoiser import Cond
 from fewstep.core.errors import UserError, nearest
 from fewstep.core.report import build_report
 from fewstep.core.report.tables import table
-from fewstep.core.training.folder import ENVIRONMENT, write_text
+from fewstep.core.training.folder import ENVIRONMENT
 from fewstep.core.training.opened import Drawn, Opened, draw_student, draw_teacher, open_run
 from fewstep.core.training.showing import count, sample_steps
 from fewstep.core.training.world import World

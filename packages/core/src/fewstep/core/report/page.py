@@ -10,9 +10,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fewstep.core.data.writing import write_text
 from fewstep.core.errors import UserError
 from fewstep.core.report.charts import number
-from fewstep.core.training.folder import write_text
 
 Row = Mapping[str, Any]
 

@@ -8,7 +8,6 @@ ones.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fewstep.core.data.writing import sha256
 from fewstep.core.errors import TrainingError
 
 FORMAT = 1
@@ -116,7 +116,7 @@ def _verify_file(path: Path, size: int, digest: str) -> None:
         found = path.stat().st_size
         if found != size:
             raise Refused(f"{path.name} is truncated or changed: {found} bytes instead of {size}")
-        if _digest(path) != digest:
+        if sha256(path) != digest:
             raise Refused(f"{path.name} is damaged: its SHA-256 differs")
     except OSError as error:
         raise Refused(f"{path.name} cannot be read ({error.strerror})") from None
@@ -159,16 +159,8 @@ def refusals(refused: Sequence[tuple[Path, str]]) -> str:
     return "; ".join(f"{path.name} refused: {reason}" for path, reason in refused)
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": _digest(path)}
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

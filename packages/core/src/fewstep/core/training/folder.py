@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from fewstep.core.data.writing import write_text
 from fewstep.core.errors import UserError
 from fewstep.core.training.settings import RunConfig, dump
 
@@ -63,13 +64,6 @@ def make_folder(run_dir: Path) -> None:
         raise UserError(f"{run_dir}: cannot be made ({error.strerror}): give another --out") from error
     if not os.access(run_dir, os.W_OK):
         raise UserError(f"{run_dir}: no permission to write there: give another --out")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def describe(run_dir: Path, config: RunConfig, machine: Mapping[str, Any]) -> None:

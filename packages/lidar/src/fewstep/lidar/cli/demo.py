@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from fewstep.core.data.writing import write_text
 from fewstep.core.report import build_comparison
 from fewstep.core.report.tables import table
-from fewstep.core.training.folder import DEMO, make_demo_room, write_text
+from fewstep.core.training.folder import DEMO, make_demo_room
 from fewstep.lidar.cli.training import train_and_export
 from fewstep.lidar.clouds import Cloud, write_cloud
 from fewstep.lidar.completion import Completer, CompletionConfig

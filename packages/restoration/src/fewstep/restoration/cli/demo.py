@@ -13,10 +13,11 @@ from torch import Tensor
 
 from fewstep.core.cli.looking import export
 from fewstep.core.cli.training import train_new
+from fewstep.core.data.writing import write_text
 from fewstep.core.errors import TrainingError
 from fewstep.core.report import build_comparison
 from fewstep.core.report.tables import table
-from fewstep.core.training.folder import DEMO, make_demo_room, write_text
+from fewstep.core.training.folder import DEMO, make_demo_room
 from fewstep.restoration.benchmark import Bicubic, Entry, Restores, degradation, low_quality, run, tensor_sources
 from fewstep.restoration.comparison.html import write_page
 from fewstep.restoration.comparison.panels import make_panels

@@ -9,10 +9,11 @@ from typing import Any
 
 from fewstep.core.cli import looking
 from fewstep.core.data.prompts import read_prompts
+from fewstep.core.data.writing import write_text
 from fewstep.core.errors import UserError, check
 from fewstep.core.report.tables import table
 from fewstep.core.training.config import load_config
-from fewstep.core.training.folder import CONFIG, write_text
+from fewstep.core.training.folder import CONFIG
 from fewstep.threed.assets import read_asset
 from fewstep.threed.clip_measuring import PromptMeasure, open_clip
 from fewstep.threed.domain import DOMAIN
