@@ -13,11 +13,16 @@ SHORT = ("train.eval_every=0", "train.preview_every=0", "train.ema.decay=0.8", "
 
 CELLS = {
     "tad-sr": Cell("tad-sr-photos", (1,), ("train.steps=25", "optim.lr=1e-3")),
+    "consistency": Cell("consistency-photos", (1,), ("train.steps=40", "optim.lr=1e-3")),
+    "sid": Cell("sid-photos", (1,), ("train.steps=40", "optim.lr=1e-3")),
     "sinsr": Cell("sinsr-photos", (1,), ("train.steps=60", "optim.lr=1e-3")),
+    "vsd": Cell("vsd-photos", (1,), ("train.steps=40", "optim.lr=1e-3")),
 }
 
 
-@pytest.mark.parametrize("recipe", ["tad-sr", pytest.param("sinsr", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "recipe", ["tad-sr", *(pytest.param(recipe, marks=pytest.mark.slow) for recipe in CELLS if recipe != "tad-sr")]
+)
 def test_a_short_training_beats_the_teacher_at_the_same_steps(recipe, tmp_path):
     cell, run = CELLS[recipe], tmp_path / "run"
     assert restoration("train", "--config", cell.config, "--out", run, *cell.overrides, *SHORT) == 0
