@@ -98,6 +98,37 @@ class Photos:
         return Example(self._photos[index][1])
 
 
+class Joined:
+    """The pictures of several sources, one source after another; no pairs."""
+
+    scale = 0
+
+    def __init__(self, parts: Sequence[Examples]) -> None:
+        self.parts = list(parts)
+        self.identity = digest_of((part.identity,) for part in self.parts)
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return sum(len(part) for part in self.parts)
+
+    def name(self, index: int) -> str:
+        """Return a picture's name."""
+        part, at = self._place(index)
+        return part.name(at)
+
+    def example(self, index: int) -> Example:
+        """Return a picture; raises what its source raises."""
+        part, at = self._place(index)
+        return part.example(at)
+
+    def _place(self, index: int) -> tuple[Examples, int]:
+        for part in self.parts:
+            if index < len(part):
+                return part, index
+            index -= len(part)
+        raise IndexError(index)
+
+
 @dataclass(frozen=True)
 class Entry:
     """The file of a good picture, that of its bad partner in a pair, and a name that does not depend on the folder."""

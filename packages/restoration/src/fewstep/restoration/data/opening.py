@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core.errors import check
-from fewstep.restoration.data.examples import Entry, Examples, Files, Photos, check_captions
+from fewstep.restoration.data.examples import Entry, Examples, Files, Joined, Photos, check_captions
 from fewstep.restoration.data.folder import folder_entries
 from fewstep.restoration.data.lists import list_entries
 from fewstep.restoration.data.pairs import pair_entries
@@ -41,19 +41,24 @@ def open_examples(config: DataConfig, scales: Sequence[int], photos: Shipped) ->
     ``photos``: the ones of ``source=photos``.
     """
     if config.source == "photos":
-        return Photos(photos.training()), Photos(photos.held_out())
+        train: Examples = Photos(photos.training())
+        if config.path:
+            more = folder_entries(Path(config.path).expanduser())
+            train = Joined([train, _files(config, scales, more, config.path)])
+        return train, Photos(photos.held_out())
     found = _entries(config, scales, config.path, config.lr_path)
     if config.held_out_path:
-        train, held = found, _entries(config, scales, config.held_out_path, config.held_out_lr_path)
-        seen = {entry.hr.resolve() for entry in train}
+        learnt, held = found, _entries(config, scales, config.held_out_path, config.held_out_lr_path)
+        seen = {entry.hr.resolve() for entry in learnt}
         both = next((entry for entry in held if entry.hr.resolve() in seen), None)
         check(both is None, f"domain.data.held_out_path: {both and both.hr} is trained on as well; give other pictures")
     else:
-        train, held = split(found, config.held_out, config.path)
+        learnt, held = split(found, config.held_out, config.path)
     if config.captions > 0:
-        check_captions(train, config.path)
-    log.info("%s: %d pictures to train on, %d held out", config.path, len(train), len(held))
-    return _files(config, scales, train, config.path), _files(config, scales, held, config.held_out_path or config.path)
+        check_captions(learnt, config.path)
+    log.info("%s: %d pictures to train on, %d held out", config.path, len(learnt), len(held))
+    where = config.held_out_path or config.path
+    return _files(config, scales, learnt, config.path), _files(config, scales, held, where)
 
 
 def _files(config: DataConfig, scales: Sequence[int], entries: Sequence[Entry], where: str) -> Files:
