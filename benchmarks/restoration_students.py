@@ -44,7 +44,7 @@ def trained(run: Path, config: str, overrides: Sequence[str]) -> Path:
     if not (run / "export").is_dir():
         asked = {"config": config, "overrides": [*overrides], "out": run}
         train_new(Namespace(**asked, domain="restoration", print_config=False))
-        export(Namespace(run=run, out=None, form=None, steps=None, push=None))
+        export(Namespace(run=run, out=None, form=None, steps=None, push=None, checkpoint=None))
     return run
 
 
@@ -60,6 +60,8 @@ def measure(models: list[str], table: Path) -> None:
             json=table,
             model=models,
             hr=None,
+            prompt="",
+            captions=False,
             embedded=True,
             scale=4,
             preset="bicubic-matlab",

@@ -69,6 +69,20 @@ def test_a_damaged_checkpoint_is_passed_over(run):
         open_run(run, World())
 
 
+def test_a_checkpoint_may_be_named_and_no_other_takes_its_place(run):
+    found = open_run(run, World(), step=2)
+    assert found.step == 2
+    average = weights(run, 2, "ema.student")
+    own = found.problem.actors.module("student").state_dict()
+    name = next(key for key in own if key.endswith("conv_out.weight"))
+    assert torch.equal(own[name], next(value for key, value in average.items() if key.endswith(name)))
+    with pytest.raises(UserError, match="no checkpoint of step 7 to load; kept are: 3, 2, 1"):
+        open_run(run, World(), step=7)
+    (run / "checkpoints" / "step-2" / "role.student.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"no checkpoint of step 2 to load: step-2 refused.*kept are"):
+        open_run(run, World(), step=2)
+
+
 def test_samples_depend_on_their_index_and_the_seed_only(run, monkeypatch):
     found = open_run(run, World())
     whole = draw_student(found, 7, seed=3)

@@ -20,14 +20,23 @@ def opened(tmp_path, monkeypatch) -> Opened:
     problem, recipe = build(config)
     go(config, tmp_path / "run", problem=problem, recipe=recipe)
     found = Opened(config, problem, recipe, World(), 1)
-    monkeypatch.setattr(looking, "open_run", lambda run, world: found)
+    monkeypatch.setattr(looking, "open_run", lambda run, world, step=None: found)
     monkeypatch.setattr(looking, "build_report", lambda run: None)
     return found
 
 
 def asked(tmp_path, *teacher_steps: int) -> Namespace:
     out = tmp_path / "evaluation.json"
-    return Namespace(run=tmp_path / "run", n=6, seed=0, steps=None, teacher_steps=teacher_steps, solver="ddim", out=out)
+    return Namespace(
+        run=tmp_path / "run",
+        n=6,
+        seed=0,
+        steps=None,
+        teacher_steps=teacher_steps,
+        solver="ddim",
+        out=out,
+        checkpoint=None,
+    )
 
 
 def test_students_are_judged_beside_the_teacher_of_most_steps(opened, tmp_path, capsys):

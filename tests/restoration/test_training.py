@@ -153,7 +153,7 @@ def test_settings_that_make_no_sense_are_refused_in_one_line(
 
 @pytest.mark.parametrize(
     ("config", "name", "noise"),
-    [("tad-sr-photos", "photos-student", 0.5), ("tad-sr-photos-faithful", "photos-faithful", 1)],
+    [("tad-sr-photos", "photos-student", 0.5), ("tad-sr-photos-finish", "photos-faithful", 1)],
 )
 def test_a_shipped_student_s_file_is_what_its_command_writes(
     tmp_path: Path, config: str, name: str, noise: float

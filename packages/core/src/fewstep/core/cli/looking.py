@@ -32,7 +32,7 @@ def _step_counts(opened: Opened, args: Namespace) -> tuple[int, ...]:
 
 def sample(args: Namespace) -> None:
     """Draw samples of the student, and of the teacher where asked for: one picture for all step counts."""
-    opened = open_run(args.run, World())
+    opened = open_run(args.run, World(), step=args.checkpoint)
     cond, n = _asked_for(opened, args)
     rows: list[tuple[str, Tensor]] = []
     for steps in _step_counts(opened, args):
@@ -63,7 +63,7 @@ def _asked_for(opened: Opened, args: Namespace) -> tuple[Cond | None, int]:
 
 def evaluate(args: Namespace) -> None:
     """Measure the student, and its teacher at several step counts, and print a table."""
-    opened = open_run(args.run, World())
+    opened = open_run(args.run, World(), step=args.checkpoint)
     students = [(steps, draw_student(opened, args.n, args.seed, steps)) for steps in _step_counts(opened, args)]
     teachers = [
         (steps, draw_teacher(opened, args.n, args.seed, steps, args.solver))
@@ -105,7 +105,7 @@ def _judged(
 
 def export(args: Namespace) -> None:
     """Write the student as a standard artefact, and upload it where that is asked for."""
-    opened = open_run(args.run, World())
+    opened = open_run(args.run, World(), step=args.checkpoint)
     out, write = args.out or args.run / "export", opened.problem.export
     if args.form is not None:
         forms = opened.problem.export_as

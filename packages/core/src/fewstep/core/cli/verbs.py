@@ -48,6 +48,11 @@ def _run_folder(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
 
 
+def _run_student(parser: ArgumentParser) -> None:
+    _run_folder(parser)
+    parser.add_argument("--checkpoint", type=positive, metavar="STEP", help="of those the run kept (the newest)")
+
+
 def _samples(parser: ArgumentParser, n: int) -> None:
     parser.add_argument("-n", type=positive, default=n, metavar="N", help=f"number of samples ({n})")
     parser.add_argument("--steps", type=counts, metavar="K,K", help="step counts (those the student was trained for)")
@@ -78,7 +83,7 @@ def _resume(args: Namespace) -> None:
 
 
 def _sample_arguments(parser: ArgumentParser) -> None:
-    _run_folder(parser)
+    _run_student(parser)
     _samples(parser, 50)
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="what to draw; may be given several times")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="a file of prompts: txt, csv, jsonl, parquet")
@@ -93,7 +98,7 @@ def _sample(args: Namespace) -> None:
 
 
 def _eval_arguments(parser: ArgumentParser) -> None:
-    _run_folder(parser)
+    _run_student(parser)
     _samples(parser, 2000)
     parser.add_argument(
         "--teacher-steps", type=counts, default=(1, 2, 4, 8, 16, 50), metavar="K,K", help="(1,2,4,8,16,50)"
@@ -109,7 +114,7 @@ def _eval(args: Namespace) -> None:
 
 
 def _export_arguments(parser: ArgumentParser) -> None:
-    _run_folder(parser)
+    _run_student(parser)
     parser.add_argument("--steps", type=positive, metavar="K", help="sampling steps (those it was trained for)")
     parser.add_argument(
         "--as", dest="form", metavar="FORM", help="lora, pipeline or pipeline-fp16, where there is a choice"
@@ -205,7 +210,7 @@ def looking_verbs(
     """
 
     def common(parser: ArgumentParser, n: int) -> None:
-        _run_folder(parser)
+        _run_student(parser)
         parser.add_argument("-n", type=positive, default=n, metavar="N", help=f"{what} ({n})")
         parser.add_argument("--steps", type=counts, metavar="K,K", help="step counts (those the student is shown at)")
         parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")

@@ -134,9 +134,14 @@ def read_checkpoint(path: Path, device: str = "cpu") -> Snapshot:
     return Snapshot(tensors, state)
 
 
-def candidates(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the checkpoints of a folder, newest first, each with the reason it is refused or an empty string."""
-    for _, path in checkpoints_in(folder):
+def candidates(folder: Path, step: int | None = None) -> Iterator[tuple[Path, str]]:
+    """Yield the checkpoints of a folder, newest first, each with the reason it is refused or an empty string.
+
+    ``step``: only that one.
+    """
+    for number, path in checkpoints_in(folder):
+        if step not in (None, number):
+            continue
         try:
             verify(path)
         except Refused as reason:

@@ -20,7 +20,7 @@ from fewstep.core.recipe import Recipe, StepPlan
 from fewstep.core.recipes import find_recipe
 from fewstep.core.rng import Rng
 from fewstep.core.sampling import run_plan, teacher_sample
-from fewstep.core.training.checkpoint import Refused, candidates, read_checkpoint, refusals
+from fewstep.core.training.checkpoint import Refused, candidates, checkpoints_in, read_checkpoint, refusals
 from fewstep.core.training.config import load_config
 from fewstep.core.training.folder import CHECKPOINTS, CONFIG, check_run
 from fewstep.core.training.settings import RunConfig
@@ -77,16 +77,17 @@ def assemble(config: RunConfig, world: World) -> Opened:
     return opened
 
 
-def open_run(run_dir: Path, world: World, overrides: Sequence[str] = ()) -> Opened:
+def open_run(run_dir: Path, world: World, overrides: Sequence[str] = (), step: int | None = None) -> Opened:
     """Return a run with the weights of its newest checkpoint that verifies, averages in place of live weights.
 
-    Raises UserError for a folder that is no run, and when no checkpoint of it can be read.
+    ``step``: that checkpoint and no other. Raises UserError for a folder that is no run, and when no checkpoint of it
+    can be read.
     """
     check_run(run_dir)
     opened = assemble(load_config(run_dir / CONFIG, overrides), world)
     trainer = Trainer(opened.config, opened.problem, opened.recipe, world)
     refused: list[tuple[Path, str]] = []
-    for path, verdict in candidates(run_dir / CHECKPOINTS):
+    for path, verdict in candidates(run_dir / CHECKPOINTS, step):
         try:
             if verdict:
                 raise Refused(verdict)
@@ -102,6 +103,9 @@ def open_run(run_dir: Path, world: World, overrides: Sequence[str] = ()) -> Open
         opened.step = int(snapshot.state["step"])
         return opened
     why = f": {refusals(refused)}" if refused else ""
+    if step is not None:
+        kept = ", ".join(str(number) for number, _ in checkpoints_in(run_dir / CHECKPOINTS)) or "none"
+        raise UserError(f"{run_dir}: no checkpoint of step {step} to load{why}; kept are: {kept}")
     raise UserError(f"{run_dir}: no checkpoint to load{why}; go on with `resume {run_dir}`")
 
 

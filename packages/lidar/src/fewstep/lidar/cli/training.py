@@ -26,4 +26,4 @@ def train_and_export(args: Namespace) -> None:
     given = Namespace(config=config, overrides=args.overrides, domain=DOMAIN.name, print_config=False, out=out)
     outcome = train_new(given)
     if outcome is not None and not outcome.stopped:
-        export(Namespace(run=out, out=None, form=args.form, steps=None, push=None))
+        export(Namespace(run=out, out=None, form=args.form, steps=None, push=None, checkpoint=None))

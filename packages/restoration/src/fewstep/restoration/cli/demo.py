@@ -81,7 +81,7 @@ def _train(run_dir: Path, config: str, overrides: list[str]) -> Path:
     )
     if outcome is None or outcome.stopped:
         raise TrainingError(f"{run_dir}: training was stopped; run the demo again")
-    export(Namespace(run=run_dir, out=None, form=None, steps=None, push=None))
+    export(Namespace(run=run_dir, out=None, form=None, steps=None, push=None, checkpoint=None))
     return run_dir
 
 

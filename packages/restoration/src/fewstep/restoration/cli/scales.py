@@ -64,4 +64,4 @@ def distill_scales(args: Namespace) -> None:
         if outcome is None or outcome.stopped:
             print(f"{run}: stopped; `fewstep restoration resume {run}`, `... export {run}`, then this command again")
             return
-        export(Namespace(run=run, out=None, form=None, steps=None, push=None))
+        export(Namespace(run=run, out=None, form=None, steps=None, push=None, checkpoint=None))

@@ -18,7 +18,7 @@ def export(args: Namespace) -> None:
     if not args.texture:
         looking.export(args)
         return
-    opened = open_run(args.run, World())
+    opened = open_run(args.run, World(), step=args.checkpoint)
     config: ThreedConfig = opened.config.domain
     check(config.student == "scene", f"--texture: this run trains '{config.student}', no scene; texture what it makes")
     check(args.form is None, f"--as {args.form}: a scene is written in one form only: leave it out")
