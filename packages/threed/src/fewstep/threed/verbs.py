@@ -26,6 +26,7 @@ def _eval_arguments(parser: ArgumentParser) -> None:
     )
     model = parser.add_argument_group("for runs of networks")
     model.add_argument("--as-run", action="store_true", help="measure a scene's run so too, beside its teacher")
+    model.add_argument("--checkpoint", type=positive, metavar="STEP", help="of those the run kept (the newest)")
     model.add_argument("-n", type=positive, default=256, metavar="N", help="number of samples (256)")
     model.add_argument("--steps", type=counts, metavar="K,K", help="step counts (those the student was trained for)")
     model.add_argument("--seed", type=int, default=0, help="of the noise (0)")

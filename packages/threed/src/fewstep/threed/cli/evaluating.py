@@ -28,6 +28,7 @@ def evaluate(args: Namespace) -> None:
         check(len(args.assets) == 1, "--as-run measures one run: give one")
         looking.evaluate(Namespace(**{**vars(args), "run": args.assets[0]}))
         return
+    check(args.checkpoint is None, "--checkpoint belongs to a run that is measured as one: give --as-run")
     check(bool(args.clip) or not args.candidates, "--candidates: it is CLIP that chooses among them: give --clip too")
     by_clip = _by_clip(args) if args.clip else None
     rows: list[dict[str, Any]] = []
