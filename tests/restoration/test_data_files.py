@@ -345,7 +345,7 @@ def test_opening_gives_what_the_settings_ask_for(tmp_path):
 def test_a_folder_is_learnt_beside_the_photos_and_measured_on_never(tmp_path):
     make_folder(tmp_path / "more", 3)
     alone, held = open_examples(config(), (4,), Shipped())
-    train, same = open_examples(config(path=str(tmp_path / "more")), (2, 4), Shipped())
+    train, same = open_examples(config(also=str(tmp_path / "more")), (2, 4), Shipped())
     files, _ = open_examples(config(source="folder", path=str(tmp_path / "more"), held_out=0.3), (4,), Shipped())
     assert len(train) == len(alone) + 3
     assert same.identity == held.identity
@@ -361,7 +361,7 @@ def test_a_folder_is_learnt_beside_the_photos_and_measured_on_never(tmp_path):
     with pytest.raises(IndexError):
         train.name(len(train))
     with pytest.raises(UserError, match="nowhere"):
-        open_examples(config(path=str(tmp_path / "nowhere")), (4,), Shipped())
+        open_examples(config(also=str(tmp_path / "nowhere")), (4,), Shipped())
 
 
 def test_pictures_held_out_are_never_trained_on(tmp_path):
@@ -391,8 +391,9 @@ def test_the_split_depends_on_names_alone(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"source": "folder"}, "source=folder needs domain.data.path"),
-        ({"source": "pairs"}, "source=pairs needs domain.data.path"),
+        ({"source": "folder"}, "path belongs to"),
+        ({"path": "x"}, "path belongs to"),
+        ({"source": "folder", "path": "x", "also": "y"}, "also is learnt beside"),
         ({"held_out_path": "x"}, "held out already"),
         ({"source": "folder", "path": "x", "root": "y"}, "root belongs to"),
         ({"source": "folder", "path": "x", "lr_path": "y"}, "lr_path belongs to"),

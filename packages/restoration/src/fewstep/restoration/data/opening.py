@@ -42,9 +42,9 @@ def open_examples(config: DataConfig, scales: Sequence[int], photos: Shipped) ->
     """
     if config.source == "photos":
         train: Examples = Photos(photos.training())
-        if config.path:
-            more = folder_entries(Path(config.path).expanduser())
-            train = Joined([train, _files(config, scales, more, config.path)])
+        if config.also:
+            more = folder_entries(Path(config.also).expanduser())
+            train = Joined([train, _files(config, scales, more, config.also)])
         return train, Photos(photos.held_out())
     found = _entries(config, scales, config.path, config.lr_path)
     if config.held_out_path:

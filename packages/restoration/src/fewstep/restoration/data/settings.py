@@ -19,11 +19,11 @@ class DataConfig:
 
     ``source``: ``photos`` that came with the package; a ``folder`` of pictures, searched to its bottom; a ``list`` in a
     text file, of pictures or of "hr, lr" pairs; ``pairs``, two folders of which one holds the low-quality pictures.
-    ``path``: the folder, the list, or for pairs the folder of good pictures or the one above both; beside the photos it
-    is optional, a folder of pictures that are trained on as well. ``root``: where a list's relative paths start, by
-    default its own folder. ``lr_path`` and ``template``: of pairs, where they cannot be found by their usual names;
-    ``{}x4`` says that the partner of 0001.png is called 0001x4. ``held_out``: the share of pictures that are evaluated
-    on and never trained on, unless ``held_out_path`` (``held_out_lr_path``) names others.
+    ``path``: the folder, the list, or for pairs the folder of good pictures or the one above both. ``also``: a folder
+    of pictures that are trained on beside the photos. ``root``: where a list's relative paths start, by default its own
+    folder. ``lr_path`` and ``template``: of pairs, where they cannot be found by their usual names; ``{}x4`` says that
+    the partner of 0001.png is called 0001x4. ``held_out``: the share of pictures that are evaluated on and never
+    trained on, unless ``held_out_path`` (``held_out_lr_path``) names others.
     ``crop``: pixels of a good crop, a multiple of every scale. ``degradation``: a preset; pairs need none.
     ``min_gradient``: crops whose luma changes less from pixel to pixel, of 1, are flat, and up to ``tries`` places are
     tried for a better one (0: every crop is taken). ``flip``: mirror half of the crops; ``rotate``: by quarter turns.
@@ -38,6 +38,7 @@ class DataConfig:
 
     source: Literal["photos", "folder", "pairs", "list"] = "photos"
     path: str = ""
+    also: str = ""
     root: str = ""
     lr_path: str = ""
     template: str = ""
@@ -79,7 +80,12 @@ class DataConfig:
 
     def _check_places(self) -> None:
         given = self.source != "photos"
-        check(not given or bool(self.path), f"domain.data.source={self.source} needs domain.data.path: say where it is")
+        check(
+            given == bool(self.path),
+            "domain.data.path belongs to data of your own: give it with source folder, list or pairs, and only there "
+            "(beside the photos: domain.data.also)",
+        )
+        check(not given or not self.also, "domain.data.also is learnt beside source=photos: put it into your own data")
         check(given or not self.held_out_path, "domain.data.held_out_path: the photos have pictures held out already")
         check(given or self.captions == 0, "domain.data.captions: the photos have none: give pictures of your own")
         check(self.source == "list" or not self.root, "domain.data.root belongs to source=list")
