@@ -85,6 +85,25 @@ def test_errors_are_one_line_and_a_code(error, code, capsys, monkeypatch):
         guarded(fail)
 
 
+@pytest.mark.parametrize(
+    ("error", "left"), [(None, True), (UserError("x"), True), (TrainingError("x"), True), (RuntimeError("x"), False)]
+)
+def test_the_processes_of_a_run_part_where_they_end_together(error, left, monkeypatch):
+    def work(argv: list[str]) -> None:
+        if error is not None:
+            raise error
+
+    calls = list[str]()
+    monkeypatch.setattr("fewstep.core.cli.main.run_command", work)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: calls.append("left"))
+    main([])
+    assert calls == ["left"] * left
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: False)
+    main([])
+    assert calls == ["left"] * left  # alone, there is no group to leave
+
+
 def test_an_interruption_has_its_own_code(capsys):
     def interrupt() -> None:
         raise KeyboardInterrupt

@@ -15,7 +15,7 @@ from core.toys import ToyRecipe
 from fewstep.core.errors import TrainingError, UserError
 from fewstep.core.training.loop import train
 from fewstep.core.training.settings import RunConfig
-from fewstep.core.training.world import World
+from fewstep.core.training.world import World, part
 
 
 def refused(work) -> str:
@@ -80,7 +80,7 @@ def main(root: Path, recipes: list[str]) -> None:
     said["batch"] = refused(lambda: go(config_of("train.batch=9"), root / "odd"))
     said["taken"] = refused(lambda: go(config, root / "two-toy"))
     (root / f"said-{world.rank}.json").write_text(json.dumps(said))
-    torch.distributed.destroy_process_group()
+    part()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
 from core.runs import ZERO, build, config_of, go
 from core.two_processes import Uneven, refused
 
@@ -13,7 +12,7 @@ from fewstep.core.domain import Problem
 from fewstep.core.recipe import Recipe
 from fewstep.core.training.loop import train
 from fewstep.core.training.settings import RunConfig
-from fewstep.core.training.world import World
+from fewstep.core.training.world import World, part
 
 BAD = "train.max_bad_steps=2"
 
@@ -49,7 +48,7 @@ def main(root: Path) -> None:
     train(config, problem, broken(config, problem), root / "bad", world=world)
     world.accelerator.state.deepspeed_plugin.zero_stage = 3
     (root / f"said-{world.rank}.txt").write_text(refused(lambda: go(config_of(), root / "three")))
-    torch.distributed.destroy_process_group()
+    part()
 
 
 if __name__ == "__main__":

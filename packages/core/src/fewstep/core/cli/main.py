@@ -34,13 +34,13 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: run_command(given))
+    return _parted(guarded(lambda: run_command(given)))
 
 
 def domain_main(domain: str, argv: Sequence[str] | None = None) -> int:
     """Run one command of a domain, as the script ``fewstep-<domain>`` does; returns the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: run_domain(domain, given, f"fewstep-{domain}"))
+    return _parted(guarded(lambda: run_domain(domain, given, f"fewstep-{domain}")))
 
 
 def guarded(work: Callable[[], None]) -> int:
@@ -65,6 +65,15 @@ def guarded(work: Callable[[], None]) -> int:
             raise
         return _say(f"{type(error).__name__}: {error}; FEWSTEP_DEBUG=1 shows where: please report it", FAULT)
     return DONE
+
+
+def _parted(code: int) -> int:
+    """Leave the other processes of a distributed run; after a fault of this one they may be waiting: it just ends."""
+    if code in (DONE, USER_ERROR, TRAINING_ERROR) and "fewstep.core.training.world" in sys.modules:
+        from fewstep.core.training.world import part
+
+        part()
+    return code
 
 
 def _say(message: str, code: int) -> int:

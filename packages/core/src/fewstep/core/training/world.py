@@ -8,6 +8,7 @@ networks are sharded in place instead, and their gradients arrive averaged.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from fewstep.core.training.memory import keep_freed_memory
 from fewstep.core.training.settings import Precision
 
 BUCKET = 25 * 2**20  # bytes of gradient summed over processes in one message
+PARTING = 0.2  # seconds in which a group's threads let go of their last tensors
 T = TypeVar("T")
 
 
@@ -173,6 +175,17 @@ class World:
         if not self.reshard:
             for part in self._parts:
                 part.reshard()
+
+
+def part() -> None:
+    """Leave the other processes, if there are any; a program calls this where all its processes end together.
+
+    Threads of a group that still hold a tensor abort a process whose interpreter is gone (pytorch/pytorch, pull request
+    179291).
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        time.sleep(PARTING)  # torch keeps a group over which networks were sharded, and with it the threads
 
 
 def buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
