@@ -349,7 +349,10 @@ def test_a_folder_is_learnt_beside_the_photos_and_measured_on_never(tmp_path):
     files, _ = open_examples(config(source="folder", path=str(tmp_path / "more"), held_out=0.3), (4,), Shipped())
     assert len(train) == len(alone) + 3
     assert same.identity == held.identity
-    assert train.identity not in (alone.identity, files.identity)
+    make_folder(tmp_path / "fewer", 2)
+    again, fewer = (open_examples(config(also=str(tmp_path / n)), (4,), Shipped())[0] for n in ("more", "fewer"))
+    assert again.identity == train.identity
+    assert len({each.identity for each in (train, alone, files, fewer)}) == 4  # a run goes on with its own data only
     for index in range(len(alone)):
         assert train.name(index) == alone.name(index)
         assert torch.equal(train.example(index).hr, alone.example(index).hr)
