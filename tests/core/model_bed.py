@@ -17,6 +17,7 @@ from fewstep.core.models.table import FAMILIES
 from fewstep.core.process import RectifiedFlow
 
 NAMES = [family.name for family in FAMILIES]
+FEW = ("sd", "sd3", "wan")  # one of each kind, for what takes long
 PROMPTS = ["a red fox", "two boats, one sail"]
 
 

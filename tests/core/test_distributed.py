@@ -46,6 +46,7 @@ def assert_same(a: dict, b: dict, tolerance: float = 1e-12) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.slow
 def test_processes_and_accumulation_change_nothing(tmp_path, two, name):
     go(config_of(DOUBLE, recipe=name), tmp_path / "one")
     go(config_of(DOUBLE, "train.micro_batch=4", recipe=name), tmp_path / "parts")
@@ -59,6 +60,7 @@ def test_processes_and_accumulation_change_nothing(tmp_path, two, name):
                 assert theirs[key] == pytest.approx(ours[key], rel=1e-10, abs=1e-10), key
 
 
+@pytest.mark.slow
 def test_lora_roles_over_a_base_in_shards(tmp_path, two):
     for name in ("toy", "dmd2"):
         go(config_of(*LORA, recipe=name), tmp_path / name)
@@ -68,6 +70,7 @@ def test_lora_roles_over_a_base_in_shards(tmp_path, two):
         assert_same(newest(tmp_path / "toy"), newest(two / folder))
 
 
+@pytest.mark.slow
 def test_weights_kept_after_the_forward_are_not_stale(tmp_path, two):
     go(config_of(DOUBLE), tmp_path / "full")
     go(config_of(*LORA), tmp_path / "toy")
@@ -75,10 +78,12 @@ def test_weights_kept_after_the_forward_are_not_stale(tmp_path, two):
         assert_same(newest(tmp_path / name), newest(two / f"kept-{name}"))
 
 
+@pytest.mark.slow
 def test_two_processes_took_part(two):
     assert [each["size"] for each in said(two)] == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_network_in_shards_is_divided(two):
     whole = sum(value.numel() for name, value in newest(two / "two-toy").items() if name.startswith("role.student/"))
     parts = [each["parameters"] for each in said(two)]
@@ -86,23 +91,27 @@ def test_a_network_in_shards_is_divided(two):
     assert max(parts) < 0.7 * whole
 
 
+@pytest.mark.slow
 def test_memory_of_one_process_decides_for_all(tmp_path, two):
     assert [each["memory"] for each in said(two)] == ["", ""]
     go(config_of(DOUBLE), tmp_path / "one")
     assert_same(newest(tmp_path / "one"), newest(two / "memory"))
 
 
+@pytest.mark.slow
 def test_a_bad_loss_on_one_process_stops_all(two):
     for each in said(two):
         assert "TrainingError: step 3, phase 'critic' (trains critic): loss term 'denoising' is nan" in each["nan"]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_one_step(two):
     assert [each["signal"] for each in said(two)] == ["", ""]
     (path,) = (two / "signal/checkpoints").iterdir()
     assert path.name in ("step-3", "step-4")
 
 
+@pytest.mark.slow
 def test_mistakes_are_said_by_all_processes(two):
     for each in said(two):
         assert "UserError: train.batch=9 cannot be divided among 2 processes" in each["batch"]

@@ -33,6 +33,7 @@ def test_only_the_images_of_a_step_get_a_gradient():
     assert not images.images.grad[8:].any()
 
 
+@pytest.mark.slow
 def test_score_distillation_turns_noise_into_digits_of_the_class_asked_for(tmp_path):
     run = tmp_path / "run"
     short = ["train.steps=80", "recipe.time.anneal_steps=60", "train.eval_every=0", "train.preview_every=0"]

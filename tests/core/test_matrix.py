@@ -27,7 +27,7 @@ CELLS = {
 }
 
 
-QUICK = ("dmd2", "tdm", "consistency", "ladd")  # one of each kind
+QUICK = ("dmd2", "consistency")  # one of each kind
 
 
 @pytest.mark.parametrize("recipe", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CELLS])

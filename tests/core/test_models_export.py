@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from core.export_bed import CARD, Case, found_teacher, give_noise, run_cards, sampled_by_us, student_of
-from core.model_bed import NAMES, stock
+from core.model_bed import FEW, NAMES, stock
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -27,7 +27,7 @@ def consistency(family: str) -> dict:
     return {"boundary": "lcm" if family in VP else "jump", "num_knots": 50}
 
 
-QUICK = [
+FIRST = [
     case
     for name in NAMES
     for case in (
@@ -35,7 +35,9 @@ QUICK = [
         Case(name, "full", "dmd2", 2, {"student_steps": 2}),
     )
 ]
-SLOW = [
+QUICK = [case for case in FIRST if case.family in FEW]
+SLOW = [case for case in FIRST if case.family not in FEW]
+SLOW += [
     case
     for name in NAMES
     for case in (
@@ -44,7 +46,8 @@ SLOW = [
         Case(name, "lora", "ladd", 1),
         Case(name, "full", "dmd2", 4, {"student_steps": 4}),
     )
-] + [
+]
+SLOW += [
     Case("sd", "lora", "tcd", 4),
     Case("sana", "full", "scm", 2, {"sigma_data": 1.0}),
     Case("sd3", "full", "dmd2", 3, {"student_times": (1.0, 0.7, 0.2)}),
@@ -97,7 +100,7 @@ def test_students_sample_as_ours_in_stock_diffusers(quick, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", SLOW, ids=lambda case: case.name)
-def test_students_of_other_recipes_sample_as_ours_in_stock_diffusers(slow, case):
+def test_students_of_other_families_and_recipes_sample_as_ours_in_stock_diffusers(slow, case):
     check_same(case, slow / case.name)
 
 

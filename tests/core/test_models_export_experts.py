@@ -56,6 +56,7 @@ def exported(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", list(CASES))
 def test_the_card_s_program_samples_with_both_networks(exported, family):
     student, plan = student_of(family, CASES[family])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from core.model_bed import NAMES, PROMPTS, encoded, own_time, teacher, watched
+from core.model_bed import FEW, NAMES, PROMPTS, encoded, own_time, teacher, watched
 from torch.testing import assert_close
 
 from fewstep.core.errors import UserError
@@ -152,7 +152,7 @@ def lora_gradients(name, x, checkpointing):
     return roles, t, grads
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_lora_roles_leave_the_teacher_alone_and_checkpointing_keeps_gradients(name):
     found, cond = teacher(name), encoded(name).cond
     x = torch.randn(2, *found.shape, generator=torch.Generator().manual_seed(0))

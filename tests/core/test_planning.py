@@ -97,6 +97,7 @@ def test_autocast_keeps_what_it_keeps_on_this_device():
     assert found.peak == pytest.approx(took(config), rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_text_teacher_is_planned_from_its_configs():
     overrides = ("domain.teacher=tiny:sd", "domain.neighbours=0", "train.batch=8", *DMD2, *LORA)
     config = config_of(*overrides)
@@ -105,6 +106,7 @@ def test_a_text_teacher_is_planned_from_its_configs():
     assert {part.name for part in found.parts} == {"text_encoder", "vae"}
 
 
+@pytest.mark.slow
 def test_weights_are_not_read(tmp_path, monkeypatch):
     from fewstep.core.models.loading import tiny_folder
 

@@ -309,6 +309,7 @@ def test_the_discriminator_must_have_something_to_learn():
 # ---------------------------------------------------------------- it trains
 
 
+@pytest.mark.slow
 def test_a_student_in_the_plane_improves():
     bed = plane()
     config = LADDConfig(

@@ -282,6 +282,7 @@ class ConditionUNet(Backbone):
         return self.unet(x, time, cond["text"]).sample
 
 
+@pytest.mark.slow
 def test_lora_file_loads_in_stock_diffusers_without_this_package(tmp_path):
     base = ConditionUNet().eval()
     base.unet.save_pretrained(tmp_path / "unet")

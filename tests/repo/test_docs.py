@@ -56,7 +56,15 @@ def anchors(page: Path) -> frozenset[str]:
     return frozenset(slug(heading) for heading in re.findall(r"^#+ +(.+)$", prose, re.MULTILINE))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=named)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.name == "own-loop.md" else ())  # it trains
+        for page in PAGES
+        if blocks(page, "python")
+    ],
+    ids=named,
+)
 def test_python_examples_run(page, tmp_path, monkeypatch):
     """The blocks of a page run one after the other in one namespace, as a reader would type them."""
     monkeypatch.chdir(tmp_path)

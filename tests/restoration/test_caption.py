@@ -205,6 +205,7 @@ def test_folders_that_may_not_be_written_to_are_refused(tmp_path, capsys, monkey
     assert not captions(tmp_path)
 
 
+@pytest.mark.slow
 def test_libraries_are_quiet_and_loaded_when_they_are_used(tmp_path, model):
     paths = album(tmp_path, 2)
     code = (

@@ -34,6 +34,7 @@ def test_scales_that_are_no_chain_are_refused(scales):
         chain(scales, Path("runs"))
 
 
+@pytest.mark.slow
 def test_a_chain_is_trained_exported_and_gone_on_with(tmp_path, capsys):
     teacher, out = tmp_path / "teacher", tmp_path / "chain"
     assert restoration("train", "--config", "teacher-photos", "--out", teacher, *SMALL, *QUICK) == 0

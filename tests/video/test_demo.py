@@ -18,6 +18,7 @@ def small(monkeypatch):
     monkeypatch.setattr(demo, "STUDENT_STEPS", (2, 1))
 
 
+@pytest.mark.slow
 def test_the_demo_draws_trains_measures_and_films(small, tmp_path, capsys):
     out = tmp_path / "demo"
     assert main(["demo", "video", "--out", str(out)]) == 0

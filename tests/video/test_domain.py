@@ -110,6 +110,7 @@ def test_the_shipped_teacher_trains_students_on_clips_beside_pictures(world, sou
     assert "verdict" in rows[0]
 
 
+@pytest.mark.slow
 def test_two_experts_train_in_turn_on_the_shipped_teacher(world, tmp_path):
     out = tmp_path / "run"
     config = ["--config", "dcm-world", "--out", str(out), f"domain.data.path={world / 'latents'}"]
@@ -117,6 +118,7 @@ def test_two_experts_train_in_turn_on_the_shipped_teacher(world, tmp_path):
     assert run("export", str(out), "--as", "pipeline") == 0
 
 
+@pytest.mark.slow
 def test_a_student_of_stored_trajectories_trains_on_the_shipped_teacher(tmp_path):
     prompts, keys, out = tmp_path / "prompts.txt", tmp_path / "keys", tmp_path / "run"
     prompts.write_text(

@@ -66,6 +66,7 @@ def test_students_are_looked_at_with_the_first_frames_of_their_prompts_own_clips
     assert problem.from_text([PROMPT])["given"].shape[2] == 0
 
 
+@pytest.mark.slow
 def test_a_picture_and_a_video_go_on_and_what_is_given_is_kept(student, tmp_path):
     frames = probe(student / "previews" / "step-0000002.mp4").frames
     Image.new("RGB", (90, 60), (250, 30, 30)).save(tmp_path / "red.png")
@@ -95,12 +96,14 @@ def error_of(capsys, *argv) -> str:
     return error
 
 
+@pytest.mark.slow
 def test_what_no_stock_pipeline_runs_is_not_exported(student, teacher, capsys):
     for form in ([], ["--as", "lora"], ["--as", "pipeline"]):
         assert "video extend" in error_of(capsys, "export", student, *form)
     assert "--as pipeline" in error_of(capsys, "export", teacher / "run")
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(student, latents, tmp_path, capsys):
     write_clip(tmp_path / "short.mp4", torch.zeros(1, 3, 16, 16, dtype=torch.uint8), 8)
     (tmp_path / "text.png").write_text("no picture")

@@ -79,6 +79,7 @@ def test_a_run_that_is_told_captions_is_planned_without_weights(data):
     assert sizes[0] > sizes[1]  # it has the projection of captions besides
 
 
+@pytest.mark.slow
 def test_a_student_trains_with_a_discriminator_that_is_told(data, tmp_path):
     argv = ["train", "--config", CONFIG, "--out", str(tmp_path / "run"), *data, *TOLD, "train.preview_every=0"]
     assert domain_main("video", argv) == 0
