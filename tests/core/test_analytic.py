@@ -322,8 +322,8 @@ def test_gaussian_flow_maps_solve_the_ode_both_ways(name, law):
     assert_close(teacher.flow_map(x, t, t, cond), x, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("shape", ["line", "collinear", "general"])
-@pytest.mark.parametrize("name", ["edm", "flow", "residual"])
+@pytest.mark.parametrize("shape", ["line", "collinear", pytest.param("general", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["edm", pytest.param("flow", marks=pytest.mark.slow), "residual"])
 def test_mixture_flow_maps_solve_the_ode_and_compose(name, shape):
     process = PROCESSES[name]
     teacher = {

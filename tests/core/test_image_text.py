@@ -97,6 +97,7 @@ def test_prepared_data_is_the_same_data(tmp_path):
     assert torch.equal(student["prompt_embeds"], same["prompt_embeds"])
 
 
+@pytest.mark.slow
 def test_text_encoders_are_gone_after_the_prompts_are_encoded():
     from transformers import CLIPTextModel
 

@@ -424,6 +424,7 @@ def test_interval_score_matching_tends_to_the_classifier_score(delta, distance):
     assert (got - limit).norm().item() == pytest.approx((c.sigma / c.alpha).item() * distance, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_sds_collapses_particles_and_vsd_does_not():
     """512 numbers against N(1.5, 0.16); the fake score is that of a Gaussian fitted to them."""
     generator = torch.Generator().manual_seed(0)

@@ -330,6 +330,7 @@ def test_sid_gradient_in_closed_form(alpha):
     assert got_centred[0] == pytest.approx(scale * along_k, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_half_alpha_descends_the_fisher_divergence_from_the_kl_optimum():
     """At the reverse-KL optimum of R2 the Fisher divergence still has a slope, and SiD(1/2) finds it."""
     k, b = (torch.tensor(v, dtype=F64) for v in (1.3, 0.4))

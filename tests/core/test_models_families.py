@@ -24,7 +24,7 @@ def rounding(guidance: float) -> float:
     return 1e-6 * (2 * guidance - 1)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 4.5])
+@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 4.5])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_prediction_is_the_pipelines_own(name, guidance):
     distilled = teacher(name).family.guidance_distilled

@@ -199,6 +199,7 @@ def test_later_autoencoders_decode_as_in_their_pipeline(name, changes, size, tmp
 
 
 @pytest.mark.parametrize("name", VIDEO)
+@pytest.mark.slow
 def test_adapters_train_with_and_without_checkpointing_alike(name):
     found = teacher(name)
     encoded = found.encode(PROMPTS[:1])
@@ -237,5 +238,6 @@ def kept_elements(name, checkpointing):
 
 
 @pytest.mark.parametrize("name", ["modelscope", "animatediff"])
+@pytest.mark.slow
 def test_checkpointing_reaches_what_runs_over_frames(name):
     assert kept_elements(name, True) < 0.25 * kept_elements(name, False)

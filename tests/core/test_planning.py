@@ -149,6 +149,7 @@ def test_optimizers_keep_what_is_known_of_them():
     assert 2 * eight.trained < eight.optimizer < 4 * eight.trained
 
 
+@pytest.mark.slow
 def test_a_shared_base_is_counted_once():
     full, lora = planned(*DMD2), planned(*DMD2, *LORA)
     base = role(full, "teacher").weights

@@ -44,6 +44,7 @@ def test_no_gradient_passes_through_either_network():
     assert roles["fake_score"].attached == [False]
 
 
+@pytest.mark.slow
 def test_a_narrow_generator_and_a_fake_score_recover_a_gaussian():
     """From a generator that has nearly collapsed, which plain score distillation would finish off."""
     process = EDM()

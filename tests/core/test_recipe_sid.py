@@ -180,7 +180,8 @@ def test_guidance_of_each_network_is_its_own():
 # ---------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize("alpha", [1.0, pytest.param(1.2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", [1.0, 1.2])
 def test_a_narrow_generator_recovers_a_gaussian(alpha):
     process = EDM()
     k, b = (torch.tensor(v, dtype=F64, requires_grad=True) for v in (0.1, 0.0))

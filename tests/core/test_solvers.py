@@ -215,6 +215,7 @@ def test_declared_order_is_measured(name, solver):
     assert -0.15 < orders[-1] - find_solver(solver).order < slack
 
 
+@pytest.mark.slow
 def test_residual_shift_solvers_converge_to_its_own_flow():
     """A process with an anchor: DDIM order 1, Heun and DPM-Solver++ order 2, towards the flow about the anchor."""
     process = ResidualShift()
@@ -343,6 +344,7 @@ def test_residual_shift_standard_deviations_shrink_as_published():
 # ---------------------------------------------------------------- inversion
 
 
+@pytest.mark.slow
 def test_inversion_with_refinements_is_undone_by_ddim():
     teacher = ExactGaussian(PROCESSES["vp"])
     x, rising = randoms(4, 3), [float(t) for t in range(19, 1000, 49)]

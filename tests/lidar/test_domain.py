@@ -118,6 +118,7 @@ def moved(a: torch.nn.Module, b: torch.nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("train_encoder", [False, True])
+@pytest.mark.slow
 def test_the_encoder_stays_the_teachers_unless_it_is_trained(train_encoder, teacher, tmp_path):
     opened = distilled(tmp_path / "run", teacher, f"domain.train_encoder={str(train_encoder).lower()}")
     before = load_denoiser(teacher)
@@ -136,6 +137,7 @@ def test_the_encoder_stays_the_teachers_unless_it_is_trained(train_encoder, teac
     )
 
 
+@pytest.mark.slow
 def test_lora_roles_train_merge_and_export(teacher, tmp_path):
     lora = ("domain.roles.mode=lora", "domain.roles.rank=2", "optim.lr=0.05")
     opened = distilled(tmp_path / "run", teacher, *lora)

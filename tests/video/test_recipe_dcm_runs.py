@@ -215,6 +215,7 @@ def test_heads_count_alike_whatever_the_number_of_their_positions(monkeypatch):
     assert recipe.judge.discriminator_terms(ends, cond, rng).terms["discriminator"].tolist() == [2.0, 2.0]
 
 
+@pytest.mark.slow
 def test_a_run_resumed_on_either_side_of_the_cut_is_the_run(tmp_path):
     for ema, stops in (("stopgrad", (2,)), ("ema", (1, 3))):
         settings = (f"recipe.target={ema}", "recipe.ema_decay=0.5")

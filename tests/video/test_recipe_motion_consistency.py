@@ -554,6 +554,7 @@ def test_a_trained_student_samples_better_in_four_steps_than_ddim():
 
 
 @pytest.mark.parametrize(("kind", "share"), [("difference", 1.0), ("raw", 0.0)])
+@pytest.mark.slow
 def test_frames_follow_the_pictures_and_motion_the_teacher(kind, share):
     """The teacher's clips are bright (0.3), the pictures dark (-0.3); the gap of neighbouring frames is the motion.
 
