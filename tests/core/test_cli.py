@@ -24,6 +24,7 @@ from fewstep.core.cli.verbs import DOMAIN_VERBS, TOP_VERBS
 from fewstep.core.domain import find_domain
 from fewstep.core.errors import TrainingError, UserError
 from fewstep.core.report.tables import cell, table
+from fewstep.core.training import world
 from fewstep.core.training.config import config_names, load_config
 
 # a diffusion model too small to learn anything, trained for two steps
@@ -95,6 +96,7 @@ def test_the_processes_of_a_run_part_where_they_end_together(error, left, monkey
 
     calls = list[str]()
     monkeypatch.setattr("fewstep.core.cli.main.run_command", work)
+    monkeypatch.setattr(world, "PARTING", 0.0)
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: calls.append("left"))
     main([])
